@@ -1,0 +1,97 @@
+"""Carries :class:`~mantler.errors.MantlerError` over gRPC and back.
+
+A status travels with ``google.rpc`` details (https://google.aip.dev/193): ``ErrorInfo`` with our code as its
+reason and the parameter in its metadata, and ``RetryInfo`` where a retry makes sense.
+"""
+
+from __future__ import annotations
+
+import math
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from mantler.errors import TABLE, ErrorCode, MantlerError
+
+DOMAIN = "mantler"
+"""``ErrorInfo.domain`` of our errors."""
+
+DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata key of the serialised ``google.rpc.Status``."""
+
+_FALLBACK: dict[grpc.StatusCode, tuple[ErrorCode, str]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: (ErrorCode.INVALID_REQUEST, "The runtime refused the request as invalid."),
+    grpc.StatusCode.UNAUTHENTICATED: (ErrorCode.RUNTIME_UNAVAILABLE, "The runtime did not accept this caller."),
+    grpc.StatusCode.NOT_FOUND: (ErrorCode.MODEL_NOT_FOUND, "The runtime does not know the model."),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (ErrorCode.QUEUE_FULL, "The runtime is out of capacity."),
+    grpc.StatusCode.CANCELLED: (ErrorCode.CANCELLED, "The request was cancelled."),
+    grpc.StatusCode.UNAVAILABLE: (ErrorCode.MACHINE_OFFLINE, "The machine is offline or its runtime is not running."),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (ErrorCode.DEADLINE_EXCEEDED, "The request passed its deadline."),
+}
+
+
+def status_code(error: MantlerError) -> grpc.StatusCode:
+    """The gRPC status of ``error``."""
+    return grpc.StatusCode[error.row.grpc_status]
+
+
+def to_status(error: MantlerError) -> status_pb2.Status:
+    """``error`` as a ``google.rpc.Status`` with its details."""
+    code: int = status_code(error).value[0]
+    status = status_pb2.Status(code=code, message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.code.value, domain=DOMAIN)
+    if error.param is not None:
+        info.metadata["param"] = error.param
+    status.details.add().Pack(info)
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(math.ceil(error.retry_after_s * 1e9))
+        status.details.add().Pack(retry)
+    return status
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: MantlerError) -> None:
+    """Ends an RPC with ``error``. Always raises ``grpc.aio.AbortError``, which handlers must let pass."""
+    details = to_status(error).SerializeToString()
+    await context.abort(status_code(error), error.message, ((DETAILS_KEY, details),))
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
+    """What a failed call means to us.
+
+    A status without our details comes from gRPC itself or from a stranger: its text is not passed on.
+    """
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            known = _from_details(value)
+            if known is not None:
+                return known
+    code, message = _FALLBACK.get(error.code(), (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
+    retry_after_s = 1.0 if TABLE[code].retryable and code is not ErrorCode.DEADLINE_EXCEEDED else None
+    return MantlerError(code, message, retry_after_s=retry_after_s)
+
+
+def _from_details(serialised: bytes) -> MantlerError | None:
+    status = status_pb2.Status()
+    try:
+        status.ParseFromString(serialised)
+    except DecodeError:
+        return None
+    code: ErrorCode | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            try:
+                code = ErrorCode(info.reason)
+            except ValueError:
+                return None
+            param = info.metadata.get("param")
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    if code is None:
+        return None
+    return MantlerError(code, status.message, param=param, retry_after_s=retry_after_s)

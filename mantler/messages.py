@@ -1,0 +1,289 @@
+"""The plain values that travel inside Mantler: a request, and the events of its answer.
+
+They mirror ``proto/mantler/v1`` and are what every layer works with. :mod:`mantler.wire` is the only place
+that turns them into protobuf messages and back. Constructing one checks its ranges, so a value that exists is
+valid; the error names the field as the OpenAI API spells it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mantler.errors import ErrorCode, MantlerError, invalid
+
+MAX_STOP_STRINGS = 16
+"""Stop strings per request over gRPC; REST allows 4, as OpenAI does."""
+MAX_STOP_STRING_CHARS = 1024
+"""A stop string may hold back this much text."""
+MAX_STOP_TOKEN_IDS = 256
+MAX_REQUEST_ID_CHARS = 128
+MAX_CHOICES = 128
+MAX_TOKENS = 2**31 - 1
+
+
+class Role(Enum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    DEVELOPER = "developer"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation. ``content`` is ``None`` where the turn has none, as beside tool calls."""
+
+    role: Role
+    content: str | None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation to be rendered with the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise invalid("messages", "must hold at least one message.")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Text that is tokenised as it is; special tokens in it are recognised."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids that are used as they are."""
+
+    token_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise invalid("prompt", "must hold at least one token.")
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is drawn.
+
+    The distribution is cut in this order: temperature, top_k, top_p, min_p. Each of them keeps a prefix of the
+    tokens sorted by probability.
+    """
+
+    temperature: float = 1.0
+    """0 is greedy. 0 to 2."""
+    top_p: float = 1.0
+    """Above 0, at most 1."""
+    top_k: int = 0
+    """0 keeps all."""
+    min_p: float = 0.0
+    """0 to 1."""
+    seed: int | None = None
+    """64 bits, unsigned."""
+
+    def __post_init__(self) -> None:
+        _check_float("temperature", self.temperature, 0.0, 2.0)
+        _check_float("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_int("top_k", self.top_k, 0, MAX_TOKENS)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _check_int("seed", self.seed, 0, 2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class StopParams:
+    """When generation ends."""
+
+    max_tokens: int | None = None
+    """``None``: what is left of the context."""
+    min_tokens: int = 0
+    """No end-of-sequence token is drawn before this many tokens."""
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise invalid("min_tokens", f"must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}.")
+        if len(self.stop_strings) > MAX_STOP_STRINGS:
+            raise invalid("stop", f"must hold at most {MAX_STOP_STRINGS} strings, got {len(self.stop_strings)}.")
+        for stop in self.stop_strings:
+            if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
+                raise invalid(
+                    "stop", f"a stop string must have 1 to {MAX_STOP_STRING_CHARS} characters, got {len(stop)}."
+                )
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise invalid(
+                "stop_token_ids", f"must hold at most {MAX_STOP_TOKEN_IDS} ids, got {len(self.stop_token_ids)}."
+            )
+        for token_id in self.stop_token_ids:
+            _check_int("stop_token_ids", token_id, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One request for generated text."""
+
+    request_id: str
+    model: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: StopParams = field(default_factory=StopParams)
+
+    def __post_init__(self) -> None:
+        printable = self.request_id.isascii() and self.request_id.isprintable()
+        if not (printable and 1 <= len(self.request_id) <= MAX_REQUEST_ID_CHARS):
+            raise invalid("request_id", f"must be 1 to {MAX_REQUEST_ID_CHARS} characters of printable ASCII.")
+        if not self.model:
+            raise invalid("model", "must name a model.")
+
+
+class FinishReason(Enum):
+    """Why a choice ended. The values are OpenAI's ``finish_reason``."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one choice."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A choice was admitted; its first token is on the way."""
+
+    model: str
+    prompt_tokens: int
+    cached_prompt_tokens: int = 0
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What was generated since the last delta. ``text`` is empty while characters are held back."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a choice."""
+
+    reason: FinishReason
+    usage: Usage
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of an answer's stream."""
+
+    seq: int
+    """Counts the stream's events from 0 without gaps."""
+    index: int
+    """Index of the choice."""
+    body: Started | Delta | Finished
+
+
+class ModelState(Enum):
+    """Where a model is in its life on a machine."""
+
+    STORED = "stored"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A model in memory."""
+
+    max_request_tokens: int
+    slots: int
+    slots_used: int
+    queue_capacity: int
+    queue_length: int
+    kv_cache_bytes: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as one machine sees it."""
+
+    id: str
+    state: ModelState
+    architecture: str
+    quantization: str
+    parameter_count: int
+    context_length: int
+    size_bytes: int
+    created_unix_s: int
+    deployment: Deployment | None = None
+
+
+class LoadStage(Enum):
+    """What a load is busy with."""
+
+    DOWNLOADING = "downloading"
+    CONVERTING = "converting"
+    LOADING = "loading"
+    READY = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """One report of a load. ``total_bytes`` is 0 where it is not known; ``model`` comes with READY only."""
+
+    stage: LoadStage
+    completed_bytes: int = 0
+    total_bytes: int = 0
+    model: ModelInfo | None = None
+
+
+def context_exceeded(prompt_tokens: int, limit: int) -> MantlerError:
+    """The 400 for a prompt that leaves no room for a single token."""
+    return MantlerError(
+        ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+        f"The prompt has {prompt_tokens} tokens; this model takes at most {limit - 1}, "
+        f"so that one token can follow within its {limit}.",
+        param="messages",
+    )
+
+
+def _check_float(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        bounds = f"above {low:g} and at most {high:g}" if open_low else f"between {low:g} and {high:g}"
+        raise invalid(name, f"must be {bounds}, got {value:g}.")
+
+
+def _check_int(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise invalid(name, f"must be between {low} and {high}, got {value}.")

@@ -1,0 +1,1 @@
+"""Stubs made from ``proto/mantler/v1`` by ``make proto``. Do not edit."""
