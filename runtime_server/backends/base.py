@@ -1,0 +1,59 @@
+"""What the engine needs of a device: run some tokens of some sequences, hand back logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next tokens of one sequence: part of its prompt, or the one token that was sampled last."""
+
+    slot: int
+    """The sequence's place in the KV cache."""
+    start: int
+    """How many tokens the slot holds before this chunk."""
+    token_ids: Sequence[int]
+    wants_logits: bool
+    """Whether the logits after the chunk's last token are needed."""
+
+
+class Backend(Protocol):
+    """Weights and KV cache on one device. Used by one thread."""
+
+    @property
+    def device(self) -> str:
+        """For example ``cpu``."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """Sequences that the KV cache holds."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that one slot holds."""
+        ...
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes reserved for keys and values."""
+        ...
+
+    def run(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Runs one step; at most one chunk per slot.
+
+        Returns the logits ``[rows, vocab_size]`` of the chunks that want them, in their order. The array is valid
+        until the next call. A row depends on its own sequence only, bit for bit.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the device's memory."""
+        ...
