@@ -100,6 +100,18 @@ def chat_to_proto(prompt: m.ChatPrompt) -> chat_pb2.ChatPrompt:
     return chat
 
 
+def count_request_to_proto(
+    model: str, prompt: m.ChatPrompt | m.TextPrompt, *, include_token_ids: bool
+) -> generation_pb2.CountTokensRequest:
+    """A prompt whose tokens are to be counted, for the wire."""
+    message = generation_pb2.CountTokensRequest(model=model, include_token_ids=include_token_ids)
+    if isinstance(prompt, m.ChatPrompt):
+        message.chat.CopyFrom(chat_to_proto(prompt))
+    else:
+        message.text = prompt.text
+    return message
+
+
 def count_request_from_proto(message: generation_pb2.CountTokensRequest) -> m.ChatPrompt | m.TextPrompt:
     """The prompt whose tokens are to be counted."""
     match message.WhichOneof("prompt"):

@@ -1,1 +1,1 @@
-""""""
+"""Tenants: API keys, where they are kept, and what they may use."""

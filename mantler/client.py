@@ -1,0 +1,206 @@
+"""A typed client of a runtime server.
+
+It speaks the plain values of :mod:`mantler.messages`; every failure is a ``MantlerError``::
+
+    async with RuntimeClient("127.0.0.1:50051") as client:
+        async with aclosing(client.generate(request)) as events:
+            async for event in events: ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from mantler import messages as m
+from mantler import wire
+from mantler.errors import ErrorCode, MantlerError, internal
+from mantler.grpc_errors import from_rpc_error
+from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+
+MAX_MESSAGE_BYTES = 40 * 2**20
+"""Fits the prompt of a 32 MiB HTTP body with the overhead of its messages."""
+KEEPALIVE_MS = 10_000
+"""A machine that vanished without a word is noticed after this and :data:`KEEPALIVE_TIMEOUT_MS`."""
+KEEPALIVE_TIMEOUT_MS = 5_000
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also gRPC's limit on one connection attempt: an address that swallows packets fails in a second, too.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Machines are addressed directly, never through a web proxy of the environment.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # gRPC servers drop clients that ping more often than every five minutes unless they are told otherwise.
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
+)
+"""What a server needs for the channels above."""
+
+UNARY_TIMEOUT_S = 10.0
+
+_T = TypeVar("_T")
+_log = logging.getLogger("mantler.client")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The length of a prompt."""
+
+    tokens: int
+    context_length: int
+    """Tokens that the model takes, prompt and output together."""
+    token_ids: tuple[int, ...] = ()
+    """Only where they were asked for."""
+
+
+class RuntimeClient:
+    """One channel to the runtime at ``address`` (``HOST:PORT``). Connects on the first call, and again by itself.
+
+    A call fails at once while the runtime cannot be reached.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends open calls and the connection."""
+        await self._channel.close(None)
+
+    async def generate(self, request: m.GenerateRequest, timeout_s: float) -> AsyncGenerator[m.Event, None]:
+        """The events of one request, in order and without gaps, each choice finished.
+
+        Closing the iterator cancels the call, which frees the slot on the runtime; so does passing ``timeout_s``.
+        Iterate inside ``contextlib.aclosing``, or it is closed only when it is collected.
+        """
+        call = self._generation.Generate(wire.request_to_proto(request), timeout=timeout_s)
+        order = _Order()
+        try:
+            async for message in call:
+                yield order.checked(_event(message))
+            order.check_end()
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        finally:
+            call.cancel()
+
+    async def count_tokens(
+        self,
+        model: str,
+        prompt: m.ChatPrompt | m.TextPrompt,
+        *,
+        include_token_ids: bool = False,
+        timeout_s: float = UNARY_TIMEOUT_S,
+    ) -> TokenCount:
+        """The length of ``prompt``, the chat template included."""
+        message = wire.count_request_to_proto(model, prompt, include_token_ids=include_token_ids)
+        answer = await _answer(self._generation.CountTokens(message, timeout=timeout_s))
+        return TokenCount(answer.tokens, answer.context_length, tuple(answer.token_ids))
+
+    async def list_models(self, timeout_s: float = UNARY_TIMEOUT_S) -> list[m.ModelInfo]:
+        """Every model in the machine's store, loaded or not, ordered by id."""
+        answer = await _answer(self._models.ListModels(model_pb2.ListModelsRequest(), timeout=timeout_s))
+        return [wire.model_from_proto(model) for model in answer.models]
+
+    async def get_model(self, model: str, timeout_s: float = UNARY_TIMEOUT_S) -> m.ModelInfo:
+        """One model. Raises MODEL_NOT_FOUND."""
+        answer = await _answer(self._models.GetModel(model_pb2.GetModelRequest(model=model), timeout=timeout_s))
+        return wire.model_from_proto(answer.model)
+
+    async def load_model(
+        self, model: str, *, pull: bool = False, timeout_s: float | None = None
+    ) -> AsyncGenerator[m.LoadProgress, None]:
+        """Brings a model into memory; the last report has the stage READY. ``pull`` fetches a missing one.
+
+        Closing the iterator cancels the call.
+        """
+        call = self._models.LoadModel(model_pb2.LoadModelRequest(model=model, pull=pull), timeout=timeout_s)
+        try:
+            async for message in call:
+                yield wire.progress_from_proto(message)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+        finally:
+            call.cancel()
+
+    async def unload_model(self, model: str, timeout_s: float | None = None) -> None:
+        """Frees a model's memory after its running requests have finished."""
+        await _answer(self._models.UnloadModel(model_pb2.UnloadModelRequest(model=model), timeout=timeout_s))
+
+
+class _Order:
+    """Checks that a stream is whole: consecutive ``seq``, and each choice that starts finishes."""
+
+    def __init__(self) -> None:
+        self._next_seq = 0
+        self._open: set[int] = set()
+
+    def checked(self, event: m.Event) -> m.Event:
+        if event.seq != self._next_seq:
+            _log.error("a generation stream went from event %d to %d", self._next_seq - 1, event.seq)
+            raise internal()
+        self._next_seq += 1
+        if isinstance(event.body, m.Started):
+            self._open.add(event.index)
+        elif event.index not in self._open:
+            _log.error("a generation stream speaks of choice %d, which is not open", event.index)
+            raise internal()
+        elif isinstance(event.body, m.Finished):
+            self._open.remove(event.index)
+        return event
+
+    def check_end(self) -> None:
+        if self._open or self._next_seq == 0:
+            _log.error("a generation stream ended after %d events with choices unfinished", self._next_seq)
+            raise internal()
+
+
+def _event(message: generation_pb2.GenerateResponse) -> m.Event:
+    try:
+        return wire.event_from_proto(message)
+    except (ValueError, KeyError) as error:
+        _log.exception("a generation stream holds an event of a kind that this version does not know")
+        raise internal() from error
+
+
+async def _answer(call: Awaitable[_T]) -> _T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise _translated(error) from error
+
+
+def _translated(error: grpc.aio.AioRpcError) -> MantlerError:
+    known = from_rpc_error(error)
+    if known.code is ErrorCode.INTERNAL_ERROR:
+        _log.error("the runtime failed: %s %s", error.code().name, error.details())
+    if known.code is ErrorCode.CANCELLED:
+        # Our own cancelling never ends up here: the runtime gave the request up, as when it is stopped.
+        return MantlerError(ErrorCode.RUNTIME_UNAVAILABLE, "The runtime ended the request.", retry_after_s=1.0)
+    return known
