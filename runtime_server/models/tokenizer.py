@@ -1,0 +1,89 @@
+"""The tokenizer of a stored model: text to ids, conversations to ids, ids to bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from mantler.errors import invalid
+from mantler.messages import ChatMessage
+from runtime_server.models.errors import PullError
+from runtime_server.models.template import ChatTemplate
+from runtime_server.models.vocabulary import (
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    load_vocabulary,
+    parse_tokenizer,
+    token_bytes,
+)
+
+
+class Tokenizer:
+    """Encodes for one model. Safe to use from several threads; encoding releases the GIL.
+
+    Attributes:
+        token_bytes: the bytes that each id adds to a text, by id; ``b""`` for control tokens.
+        eos_ids: tokens that end an answer.
+        vocab_size: ids that the tokenizer knows. The model's own vocabulary may be padded to more.
+    """
+
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        template: ChatTemplate | None,
+        eos_ids: frozenset[int],
+        table: list[bytes],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self.eos_ids = eos_ids
+        self.token_bytes = table
+        self.vocab_size = len(table)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Reads the tokenizer of a stored model. Raises :class:`PullError` where its files are damaged or missing."""
+        try:
+            tokenizer = parse_tokenizer((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+            vocabulary = load_vocabulary(folder)
+            template_file = folder / TEMPLATE_FILE
+            source = template_file.read_bytes().decode() if template_file.exists() else None
+        except FileNotFoundError as error:
+            raise PullError(f"The stored tokenizer lacks {Path(error.filename).name}.") from error
+        except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
+            raise PullError("The stored tokenizer is damaged.", hint="pull the model again") from error
+        template = None if source is None else ChatTemplate(source, vocabulary.special_tokens)
+        table = token_bytes(tokenizer, vocabulary.silent_ids)
+        return cls(tokenizer, template, frozenset(vocabulary.eos_ids), table)
+
+    def encode(self, text: str, *, param: str = "prompt") -> list[int]:
+        """Ids of ``text``. Special tokens spelled in it are recognised; a BOS comes first where the model has it so.
+
+        Raises:
+            MantlerError: INVALID_PARAMETER for ``param`` where ``text`` is not Unicode (lone surrogates).
+        """
+        return self._encode(text, param, add_special_tokens=True)
+
+    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+        """The conversation as the model's chat template writes it, ready for the assistant's answer.
+
+        Raises:
+            MantlerError: INVALID_PARAMETER for ``messages``: the template refuses them, or the model has none.
+        """
+        if self._template is None:
+            raise invalid("messages", "this model has no chat template; send it plain text instead.")
+        return self._template.render(messages)
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Ids of the rendered conversation. The template writes its own BOS where the model wants one."""
+        return self._encode(self.render_chat(messages), "messages", add_special_tokens=False)
+
+    def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise invalid(param, "holds half of a surrogate pair, which is not a character.") from error
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
