@@ -2,7 +2,8 @@
 
 The flag ``--max-batch`` of ``mantler runtime`` is ``MANTLER_MAX_BATCH`` in the environment and ``max_batch`` in
 ``$MANTLER_HOME/config.toml``; a flag wins over the environment, the environment over the file. The description of
-a field is its help text. :mod:`mantler.cli.options` makes the flags.
+a field is its help text. :mod:`mantler.cli.options` makes the flags, :mod:`mantler.cli.settings` reads the values
+and says where a bad one came from.
 """
 
 from __future__ import annotations
@@ -11,19 +12,39 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from mantler.tenancy.keys import MIN_SECRET_CHARS, PREFIX, is_well_formed
 
 ENV_PREFIX = "MANTLER_"
+CONFIG_FILE = "config.toml"
+SECRET = {"secret": True}
+"""``json_schema_extra`` of a field that has no flag, because other users of a machine can read its processes' flags."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def split_address(address: str) -> tuple[str, int]:
     """``HOST:PORT`` as its two parts; IPv6 hosts stand in brackets. Raises ``ValueError``."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    port_is_good = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    if not (colon and bare and port_is_good) or any(c in "[]" or c.isspace() for c in bare) or (":" in host) > bracketed:
         raise ValueError("must be HOST:PORT with a port from 0 to 65535, for example 127.0.0.1:8080")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return bare, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The opposite of :func:`split_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _address(value: str) -> str:
@@ -31,13 +52,30 @@ def _address(value: str) -> str:
     return value
 
 
+def _api_key(value: str) -> str:
+    if not is_well_formed(value):
+        raise ValueError(f"must be {PREFIX} and at least {MIN_SECRET_CHARS} further letters, digits, '-' or '_'")
+    return value
+
+
+def _split_commas(value: object) -> object:
+    """``a, b`` of an environment variable as a list; flags and the file already give one."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 Address = Annotated[str, AfterValidator(_address)]
 """A ``HOST:PORT``. Port 0 lets the system choose one."""
+
+StringList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
+"""Several strings: a flag is repeated, an environment variable is separated by commas."""
+
+
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
 def default_home() -> Path:
     """``MANTLER_HOME``, or ``~/.mantler``."""
-    return Path(os.environ.get("MANTLER_HOME") or Path.home() / ".mantler").expanduser()
+    return Path(os.environ.get(f"{ENV_PREFIX}HOME") or Path.home() / ".mantler").expanduser()
 
 
 class Settings(BaseSettings):
@@ -45,7 +83,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, env_ignore_empty=True)
 
-    home: Path = Field(default_factory=default_home, description="Folder of models, keys and settings.")
+    home: Folder = Field(default_factory=default_home, description="Folder of models, keys and settings.")
     log_level: LogLevel = Field("info", description="The least important log lines to print.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
 
@@ -58,9 +96,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then the file."""
-        file = TomlConfigSettingsSource(settings_cls, toml_file=default_home() / "config.toml")
-        return init_settings, env_settings, file
+        """Flags, then the environment, then the file, which lies in the home that the first two name."""
+        home = Path(init_settings().get("home") or default_home()).expanduser()
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=home / CONFIG_FILE)
 
     @property
     def models_dir(self) -> Path:
@@ -76,8 +114,8 @@ class Settings(BaseSettings):
 class RuntimeSettings(Settings):
     """``mantler runtime``: one process that runs models on this machine."""
 
-    runtime: Address = Field("127.0.0.1:50051", description="Where the runtime serves gRPC, HOST:PORT.")
-    model: list[str] = Field(
+    runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
+    model: StringList = Field(
         default_factory=lambda: ["smollm2:135m"], description="Model to load at start; may be given several times."
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 means one per physical core.")
@@ -108,12 +146,33 @@ class FacadeSettings(Settings):
     )
     max_body_mb: int = Field(32, ge=1, le=1024, description="Largest request body in MiB.")
     max_connections: int = Field(4096, ge=1, le=1_000_000, description="Generations that may be open at once.")
-    cors_origins: list[str] = Field(
-        default_factory=lambda: ["*"], description="Origins that browsers may call from; may be given several times."
+    cors_origins: StringList = Field(
+        default_factory=lambda: ["*"], description="Origin that browsers may call from; may be given several times."
     )
     drain_timeout_s: float = Field(
-        30.0, ge=0, le=3600, description="How long open responses may finish after SIGTERM, in seconds."
+        30.0, ge=0, le=3600, description="How long running requests may finish after SIGTERM, in seconds."
     )
-    bootstrap_key: str | None = Field(
-        None, description="A key that exists from the first start on, instead of a minted one (mk_live_…)."
+    bootstrap_key: Annotated[str, AfterValidator(_api_key)] | None = Field(
+        None,
+        description="A key that exists from the first start on, instead of a minted one (mk_live_…).",
+        json_schema_extra=SECRET,
+        repr=False,
     )
+
+
+class UpSettings(Settings):
+    """``mantler up``: what it needs besides the settings of the two processes that it starts."""
+
+    start_timeout_s: float = Field(
+        300.0, gt=0, le=86_400, description="How long a process may take until it serves, in seconds."
+    )
+
+
+class ClientSettings(Settings):
+    """The commands that talk to a running runtime."""
+
+    runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
+
+
+ALL_SETTINGS: tuple[type[Settings], ...] = (RuntimeSettings, FacadeSettings, UpSettings, ClientSettings)
+"""Together they hold every key that the settings file may have."""
