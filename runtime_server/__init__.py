@@ -1,1 +1,1 @@
-""""""
+"""The process that runs models on one machine."""

@@ -1,1 +1,1 @@
-""""""
+"""Continuous batching: requests in, tokens out, one thread per model."""

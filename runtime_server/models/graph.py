@@ -177,9 +177,7 @@ class _GraphBuilder:
         weight = self._file.add(weight_name, self._weight(weight_name))
         output, total = f"{weight_name}/out", f"{weight_name}/sum"
         if not residual:
-            self._node(
-                "SimplifiedLayerNormalization", [hidden, weight], output, axis=-1, epsilon=self._config.rms_eps
-            )
+            self._node("SimplifiedLayerNormalization", [hidden, weight], output, axis=-1, epsilon=self._config.rms_eps)
             return output, hidden
         self._nodes.append(
             helper.make_node(

@@ -1,1 +1,1 @@
-""""""
+"""The gRPC services of a runtime server: translation only."""

@@ -1,0 +1,187 @@
+"""A model in memory: its tokenizer, its engine and what they were made from."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mantler.config import RuntimeSettings
+from mantler.errors import invalid
+from mantler.memory import available_bytes
+from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
+from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.engine.engine import Engine
+from runtime_server.engine.generation import Generation
+from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, plan_kv
+from runtime_server.engine.scheduler import Scheduler
+from runtime_server.engine.sequence import Sequence
+from runtime_server.models.manifest import Manifest
+from runtime_server.models.tokenizer import Tokenizer
+
+TOKENIZER_THREADS = 2
+"""Prompts that are tokenised at the same time, per model. Encoding releases the GIL."""
+
+
+class DeployedModel:
+    """Turns requests into generations.
+
+    Args:
+        tokenizer: of the model.
+        engine: started.
+        max_request_tokens: prompt and output of one request.
+    """
+
+    def __init__(
+        self,
+        *,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        deployment: Deployment,
+        fingerprint: str,
+    ) -> None:
+        self.manifest = manifest
+        self.max_request_tokens = deployment.max_request_tokens
+        self.engine = engine
+        self._deployment = deployment
+        self._tokenizer = tokenizer
+        self._fingerprint = fingerprint
+        self._longest_token = max(len(data) for data in tokenizer.token_bytes)
+        self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenise {manifest.id}")
+
+    async def generation(self, request: GenerateRequest) -> Generation:
+        """The answer to ``request``, not submitted yet.
+
+        Raises ``MantlerError``: the prompt is invalid or leaves no room for an answer.
+        """
+        prompt_ids = await self.tokenise(request.prompt)
+        sequence = self._sequence(request, prompt_ids)
+        return Generation(
+            self.engine,
+            sequence,
+            model=self.manifest.id,
+            fingerprint=self._fingerprint,
+            token_bytes=self._tokenizer.token_bytes,
+            stop_strings=request.stop.stop_strings,
+        )
+
+    async def tokenise(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, the chat template applied. Raises ``MantlerError`` for one that is invalid."""
+        match prompt:
+            case TokenPrompt():
+                return list(self._checked_ids(prompt.token_ids))
+            case TextPrompt():
+                self._refuse_hopeless([prompt.text])
+                encode = self._tokenizer.encode
+                return await asyncio.get_running_loop().run_in_executor(self._threads, encode, prompt.text)
+            case ChatPrompt():
+                self._refuse_hopeless([turn.content or "" for turn in prompt.messages])
+                encode_chat = self._tokenizer.encode_chat
+                return await asyncio.get_running_loop().run_in_executor(self._threads, encode_chat, prompt.messages)
+
+    def deployment(self) -> Deployment:
+        """What the model takes here, and how busy it is now."""
+        fixed = self._deployment
+        return Deployment(
+            max_request_tokens=fixed.max_request_tokens,
+            slots=fixed.slots,
+            slots_used=self.engine.running,
+            queue_capacity=fixed.queue_capacity,
+            queue_length=self.engine.waiting,
+            kv_cache_bytes=fixed.kv_cache_bytes,
+            device=fixed.device,
+        )
+
+    async def close(self) -> None:
+        """Stops the engine and frees its memory. Requests that still run fail."""
+        await self.engine.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _sequence(self, request: GenerateRequest, prompt_ids: list[int]) -> Sequence:
+        limit = self.max_request_tokens
+        room = limit - len(prompt_ids)
+        if room < 1:
+            raise context_exceeded(len(prompt_ids), limit)
+        stop = request.stop
+        for name, wanted in (("max_tokens", stop.max_tokens or 0), ("min_tokens", stop.min_tokens)):
+            if wanted > room:
+                raise invalid(
+                    name,
+                    f"must be at most {room} after a prompt of {len(prompt_ids)} tokens, since this model takes "
+                    f"{limit} tokens per request here, got {wanted}.",
+                )
+        eos_ids = frozenset() if stop.ignore_eos else self._tokenizer.eos_ids
+        seed = request.sampling.seed
+        return Sequence(
+            prompt_ids=tuple(prompt_ids),
+            sampling=request.sampling,
+            seed=secrets.randbits(64) if seed is None else seed,
+            max_tokens=stop.max_tokens or room,
+            min_tokens=stop.min_tokens,
+            end_ids=eos_ids | set(self._checked_ids(stop.stop_token_ids, "stop_token_ids")),
+        )
+
+    def _checked_ids(self, token_ids: tuple[int, ...], param: str = "prompt") -> tuple[int, ...]:
+        vocab_size = self.manifest.config.vocab_size
+        for token_id in token_ids:
+            if token_id >= vocab_size:
+                raise invalid(param, f"token ids must be below {vocab_size}, got {token_id}.")
+        return token_ids
+
+    def _refuse_hopeless(self, texts: list[str]) -> None:
+        """Refuses text that cannot fit, before minutes are spent on tokenising it."""
+        least = sum(len(text) for text in texts) // self._longest_token
+        if least >= self.max_request_tokens:
+            raise context_exceeded(least, self.max_request_tokens)
+
+
+def deploy(
+    manifest: Manifest, folder: Path, settings: RuntimeSettings, loop: asyncio.AbstractEventLoop
+) -> DeployedModel:
+    """Loads a converted model and starts its engine. Blocks; run it in a thread.
+
+    Raises: ``KvPlanError`` where the settings do not fit the memory, ``PullError`` where the stored files are damaged.
+    """
+    config = manifest.config
+    plan = _plan(manifest, settings)
+    tokenizer = Tokenizer.load(folder)
+    backend = CpuBackend(
+        folder,
+        config,
+        slots=plan.slots,
+        max_tokens=plan.max_request_tokens,
+        prefill_chunk=settings.prefill_chunk,
+        threads=settings.threads,
+    )
+    scheduler = Scheduler(slots=plan.slots, max_queue=settings.max_queue, chunk_tokens=settings.prefill_chunk)
+    engine = Engine(backend, scheduler, name=manifest.id, loop=loop)
+    engine.start()
+    return DeployedModel(
+        manifest=manifest,
+        tokenizer=tokenizer,
+        engine=engine,
+        deployment=Deployment(
+            max_request_tokens=plan.max_request_tokens,
+            slots=plan.slots,
+            slots_used=0,
+            queue_capacity=settings.max_queue,
+            queue_length=0,
+            kv_cache_bytes=plan.bytes,
+            device=backend.device,
+        ),
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _plan(manifest: Manifest, settings: RuntimeSettings) -> KvPlan:
+    budget = settings.kv_memory_mb * 1_000_000 or int(FREE_MEMORY_SHARE * available_bytes())
+    return plan_kv(
+        bytes_per_token=kv_bytes_per_token(manifest.config),
+        slots=settings.max_batch,
+        spare_tokens=settings.prefill_chunk,
+        context_length=manifest.config.context_length,
+        max_request_tokens=settings.max_request_tokens,
+        budget_bytes=budget,
+    )

@@ -1,0 +1,200 @@
+"""The step loop: one thread that schedules, runs, samples and publishes.
+
+The event loop's side submits and cancels sequences; the engine's thread calls back through
+``loop.call_soon_threadsafe``, once per step. The lock guards the scheduler and is held for microseconds, never while
+the backend runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from mantler.errors import ErrorCode, MantlerError, internal
+from mantler.messages import FinishReason
+from runtime_server.backends.base import Backend, Chunk
+from runtime_server.engine.sampler import sample
+from runtime_server.engine.scheduler import Sampled, Scheduler, Step
+from runtime_server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Where a sequence's tokens go. Called on the event loop."""
+
+    def admitted(self) -> None:
+        """The sequence got its slot."""
+        ...
+
+    def token(self, token_id: int, finish: FinishReason | None) -> None:
+        """The next token; the last one where ``finish`` is set."""
+        ...
+
+    def failed(self, error: MantlerError) -> None:
+        """No further token will come."""
+        ...
+
+
+class Engine:
+    """Runs one model's sequences on one backend.
+
+    Args:
+        backend: used by the engine's thread only, and closed by it.
+        scheduler: used under the engine's lock only.
+        loop: the event loop that sinks are called on.
+        on_failure: called on the event loop once, when a step raised and the engine has stopped.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        scheduler: Scheduler,
+        *,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._backend = backend
+        self._scheduler = scheduler
+        self._name = name
+        self._loop = loop
+        self._on_failure = on_failure
+        self._wake = threading.Condition()
+        self._sinks: dict[int, Sink] = {}
+        self._stopping = False
+        self._failed = False
+        self._step_started_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def submit(self, sequence: Sequence, sink: Sink) -> None:
+        """Queues a sequence. Raises ``MantlerError`` where the queue is full or the engine has stopped."""
+        with self._wake:
+            if self._stopping or self._failed:
+                raise unavailable(self._name)
+            self._scheduler.add(sequence)
+            self._sinks[id(sequence)] = sink
+            self._wake.notify()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Frees the sequence's place, at the latest before the next step. Its sink is not called any more."""
+        with self._wake:
+            if self._sinks.pop(id(sequence), None) is not None:
+                self._scheduler.cancel(sequence)
+                self._wake.notify()
+
+    @property
+    def running(self) -> int:
+        """Sequences with a slot."""
+        return self._scheduler.running
+
+    @property
+    def waiting(self) -> int:
+        """Sequences without a slot."""
+        return self._scheduler.waiting
+
+    @property
+    def failed(self) -> bool:
+        """Whether a step raised. The engine has stopped then."""
+        return self._failed
+
+    def step_age_s(self) -> float:
+        """How long the step that runs now has been running; 0 between steps."""
+        started = self._step_started_s
+        return 0.0 if started is None else time.monotonic() - started
+
+    async def close(self) -> None:
+        """Stops after the running step, fails what is left and frees the backend."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        try:
+            while (step := self._next_step()) is not None:
+                self._step_started_s = time.monotonic()
+                tokens = self._execute(step) if step.work else []
+                self._step_started_s = None
+                with self._wake:
+                    self._publish(step, self._scheduler.commit(step, tokens))
+            self._fail_all(unavailable(self._name))
+        except Exception:
+            # Whatever broke, the clients of this engine must hear of it and the process must know.
+            logger.exception("engine %s stopped", self._name)
+            self._failed = True
+            self._fail_all(internal())
+            self._loop.call_soon_threadsafe(self._on_failure)
+        finally:
+            self._step_started_s = None
+            self._backend.close()
+
+    def _next_step(self) -> Step | None:
+        with self._wake:
+            while not self._stopping:
+                step = self._scheduler.schedule()
+                if step.work or step.admitted:
+                    self._announce(step)
+                    return step
+                self._wake.wait()
+        return None
+
+    def _execute(self, step: Step) -> list[int]:
+        chunks = [Chunk(work.slot, work.start, work.token_ids(), work.samples) for work in step.work]
+        logits = self._backend.run(chunks)
+        rows = [work.sequence.sampling_row() for work in step.work if work.samples]
+        return sample(logits, rows) if rows else []
+
+    def _announce(self, step: Step) -> None:
+        sinks = [self._sinks[id(sequence)] for sequence in step.admitted]
+        if sinks:
+            self._loop.call_soon_threadsafe(_announce, sinks)
+
+    def _publish(self, step: Step, sampled: list[Sampled]) -> None:
+        """Hands a step's tokens over in one call. Under the lock, so that a cancelled sequence hears nothing."""
+        batch = []
+        for item in sampled:
+            key = id(item.sequence)
+            sink = self._sinks[key] if item.finish is None else self._sinks.pop(key)
+            batch.append((sink, item.token_id, item.finish))
+        if batch:
+            self._loop.call_soon_threadsafe(_deliver, batch)
+
+    def _fail_all(self, error: MantlerError) -> None:
+        with self._wake:
+            self._stopping = True
+            self._scheduler.drop_all()
+            sinks = list(self._sinks.values())
+            self._sinks.clear()
+        if sinks:
+            self._loop.call_soon_threadsafe(_fail, sinks, error)
+
+
+def unavailable(name: str) -> MantlerError:
+    """The 503 of a model that is not taking requests."""
+    return MantlerError(
+        ErrorCode.RUNTIME_UNAVAILABLE, f"The model {name} is not taking requests right now.", retry_after_s=1.0
+    )
+
+
+def _announce(sinks: list[Sink]) -> None:
+    for sink in sinks:
+        sink.admitted()
+
+
+def _deliver(batch: list[tuple[Sink, int, FinishReason | None]]) -> None:
+    for sink, token_id, finish in batch:
+        sink.token(token_id, finish)
+
+
+def _fail(sinks: list[Sink], error: MantlerError) -> None:
+    for sink in sinks:
+        sink.failed(error)
