@@ -24,6 +24,9 @@ def generate(out: Path) -> None:
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     arguments = ["protoc", f"-I{proto}", f"-I{well_known}"]
     arguments += [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    # The plugins lie beside the Python that runs us, which need not be on the PATH.
+    scripts = Path(sys.executable).parent
+    arguments += [f"--plugin={plugin}={scripts / plugin}" for plugin in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     if protoc.main([*arguments, *files]) != 0:
         raise RuntimeError("protoc failed; its messages stand above")
 

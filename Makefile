@@ -1,0 +1,76 @@
+# Needs GNU make and python3 (3.11 or later); everything else comes from the package index into .venv.
+
+PYTHON ?= python3
+EXTRA ?= cpu
+ARGS ?=
+RUNTIME ?= 127.0.0.1:50051
+MODEL ?= smollm2:135m
+
+VENV := .venv
+BIN := $(VENV)/bin
+GHZ := .cache/bin/ghz
+GHZ_VERSION := v0.121.0
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up test check lint types layers proto ghz load clean
+
+help: ## Show this list
+	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags, EXTRA=gpu uses the GPU"
+	@echo "make test    install what the tests need and run them; ARGS='-k keys' passes arguments to pytest"
+	@echo "make check   all that CI checks: ruff, mypy, import-linter and the tests (protos and stubs among them)"
+	@echo "make proto   generate the stubs under mantler/v1 from proto/"
+	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
+	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
+
+up: $(VENV)/.installed-$(EXTRA)
+	@exec $(BIN)/mantler up $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest $(ARGS)
+
+check: lint types layers test
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+proto: $(VENV)/.installed-dev
+	$(BIN)/buf format --write
+	$(BIN)/python tools/gen_proto.py
+
+ghz: $(GHZ)
+
+load: $(GHZ)
+	$(PYTHON) bench/ghz/run.py --ghz $(GHZ) --runtime $(RUNTIME) --model $(MODEL) $(ARGS)
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written when the step before it has succeeded, so an interrupted installation is taken up again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Mantler needs Python 3.11 or later; $(PYTHON) is %d.%d. Try: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
+	@touch $@ $(VENV)/.installed-cpu
+
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+$(GHZ):
+	@command -v go >/dev/null || { echo "ghz is built with Go, and there is no Go toolchain here: https://go.dev/dl" >&2; exit 1; }
+	GOBIN=$(CURDIR)/.cache/bin go install github.com/bojand/ghz/cmd/ghz@$(GHZ_VERSION)
