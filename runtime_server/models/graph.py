@@ -141,7 +141,7 @@ class _GraphBuilder:
                 num_heads=config.heads,
                 kv_num_heads=config.kv_heads,
                 do_rotary=1,
-                # ONNX Runtime counts the keys to the left of the query, the query's own not included.
+                # Both count the keys that a query sees, its own included.
                 local_window_size=-1 if config.sliding_window is None else config.sliding_window,
             )
         )

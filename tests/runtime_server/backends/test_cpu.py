@@ -1,0 +1,136 @@
+"""The graph on ONNX Runtime against the decoder's definition in numpy, on small random models."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime_server.backends.base import Chunk
+from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.models import graph
+from runtime_server.models.decoder import DecoderConfig
+from tests import reference_decoder
+from tests.reference_decoder import RandomWeights
+
+LLAMA = DecoderConfig(
+    architecture="llama",
+    layers=2,
+    hidden=64,
+    intermediate=96,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    vocab_size=99,
+    context_length=64,
+    rms_eps=1e-5,
+    rope_inv_freq=tuple(10000.0 ** (-np.arange(8) / 8)),
+)
+CONFIGS = {
+    "llama": LLAMA,
+    "llama, tied": replace(LLAMA, tied_embeddings=True),
+    "llama, scaled rotary": replace(LLAMA, rope_attention_scale=1.3),
+    "mistral, window": replace(LLAMA, architecture="mistral", sliding_window=8),
+    "qwen2": replace(LLAMA, architecture="qwen2", qkv_bias=True),
+    "qwen3": replace(LLAMA, architecture="qwen3", qk_norm=True, head_dim=32, rope_inv_freq=tuple(1 / np.arange(1, 17))),
+}
+SLOTS, CHUNK = 4, 16
+
+
+@contextmanager
+def backend(config: DecoderConfig, folder: Path, quantization: str = "fp32") -> Iterator[CpuBackend]:
+    graph.build(config, RandomWeights(config), folder, quantization=quantization)
+    device = CpuBackend(folder, config, slots=SLOTS, max_tokens=48, prefill_chunk=CHUNK, threads=2)
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def prompt(length: int, seed: int = 1) -> list[int]:
+    tokens: list[int] = np.random.default_rng(seed).integers(0, 99, length).tolist()
+    return tokens
+
+
+def feed(device: CpuBackend, slot: int, tokens: Sequence[int], chunk: int = CHUNK) -> NDArray[np.float32]:
+    """Logits after the last of ``tokens``, fed in chunks."""
+    for start in range(0, len(tokens), chunk):
+        part = tokens[start : start + chunk]
+        result = device.run([Chunk(slot, start, part, start + len(part) == len(tokens))])
+    return result[0].copy()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("chunk", [1, 5, 16])
+def test_logits_are_those_of_the_definition(name: str, chunk: int, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    tokens = prompt(40)
+    expected = reference_decoder.logits(config, RandomWeights(config), tokens)
+    with backend(config, tmp_path) as device:
+        np.testing.assert_allclose(feed(device, 2, tokens, chunk), expected[-1], rtol=1e-3, atol=1e-3)
+
+
+def test_int8_stays_close_to_the_definition(tmp_path: Path) -> None:
+    tokens = prompt(30)
+    expected = reference_decoder.logits(LLAMA, RandomWeights(LLAMA), tokens)[-1]
+    with backend(LLAMA, tmp_path, "int8") as device:
+        actual = feed(device, 0, tokens)
+    assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.03
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "int8"])
+def test_a_mixed_step_gives_each_row_the_bits_it_gets_alone(quantization: str, tmp_path: Path) -> None:
+    prompts = {slot: prompt(10 + 3 * slot, seed=slot) for slot in range(SLOTS)}
+    with backend(LLAMA, tmp_path, quantization) as device:
+        for slot in (0, 1, 3):
+            feed(device, slot, prompts[slot])
+        chunks = [
+            Chunk(3, len(prompts[3]), [7], True),
+            Chunk(2, 0, prompts[2][:CHUNK], True),
+            Chunk(0, len(prompts[0]), [8], True),
+            Chunk(1, len(prompts[1]), [9], False),
+        ]
+        together = device.run(chunks).copy()
+        alone = [device.run([chunk]).copy() for chunk in chunks]
+    assert together.shape == (3, LLAMA.vocab_size)
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+def test_a_step_leaves_other_slots_alone(tmp_path: Path) -> None:
+    tokens = prompt(20)
+    with backend(LLAMA, tmp_path) as device:
+        feed(device, 1, tokens)
+        before = device.run([Chunk(1, 20, [5], True)]).copy()
+        feed(device, 0, prompt(40, seed=2))
+        feed(device, 3, prompt(12, seed=3))
+        device.run([Chunk(0, 40, [1], True), Chunk(3, 12, [1], True)])
+        np.testing.assert_array_equal(device.run([Chunk(1, 20, [5], True)]), before)
+
+
+def test_a_reused_slot_remembers_nothing(tmp_path: Path) -> None:
+    with backend(LLAMA, tmp_path) as device:
+        fresh = feed(device, 0, prompt(9))
+        feed(device, 0, prompt(48, seed=4))
+        np.testing.assert_array_equal(feed(device, 0, prompt(9)), fresh)
+
+
+def test_the_last_place_of_a_slot_can_be_used(tmp_path: Path) -> None:
+    tokens = prompt(48)
+    expected = reference_decoder.logits(LLAMA, RandomWeights(LLAMA), tokens)[-1]
+    with backend(LLAMA, tmp_path) as device:
+        feed(device, 0, tokens[:47])
+        actual = device.run([Chunk(0, 47, tokens[47:], True)])[0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_cache_has_the_size_that_was_planned(tmp_path: Path) -> None:
+    with backend(LLAMA, tmp_path) as device:
+        assert device.kv_cache_bytes == SLOTS * (48 + CHUNK) * kv_bytes_per_token(LLAMA)
+
+
+def test_an_unknown_quantisation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int8, fp32"):
+        graph.build(LLAMA, RandomWeights(LLAMA), tmp_path, quantization="int3")
