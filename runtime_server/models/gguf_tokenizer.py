@@ -57,7 +57,7 @@ def read_tokenizer(file: GgufFile) -> TokenizerData:
     special = {name: tokens[i] for name, key in _SPECIAL_FIELDS.items() if (i := _token_id(file, key, tokens)) >= 0}
     _add_bos_and_eos(file, tokenizer, tokens, default_bos=model == "llama")
     silent = tuple(i for i, kind in enumerate(kinds) if kind in (UNKNOWN, CONTROL, UNUSED))
-    vocabulary = Vocabulary(_eos_ids(file, tokens, kinds), silent, special)
+    vocabulary = Vocabulary(len(tokens), _eos_ids(file, tokens, kinds), silent, special)
     return TokenizerData(tokenizer, vocabulary, file.get("tokenizer.chat_template", str))
 
 

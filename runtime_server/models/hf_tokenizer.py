@@ -40,7 +40,8 @@ def read_tokenizer(folder: Path, config: JsonFile) -> TokenizerData:
     eos = _ids(generation, "eos_token_id") | _ids(config, "eos_token_id") | _named_ends(tokenizer, special)
     if not eos:
         raise PullError("The model does not say which token ends an answer (eos_token_id).")
-    return TokenizerData(tokenizer, Vocabulary(tuple(sorted(eos)), (), special), _template(folder, options))
+    vocabulary = Vocabulary(config.need_value("vocab_size", int), tuple(sorted(eos)), (), special)
+    return TokenizerData(tokenizer, vocabulary, _template(folder, options))
 
 
 def _named_ends(tokenizer: tokenizers.Tokenizer, special: dict[str, str]) -> set[int]:

@@ -27,7 +27,7 @@ class Tokenizer:
     Attributes:
         token_bytes: the bytes that each id adds to a text, by id; ``b""`` for control tokens.
         eos_ids: tokens that end an answer.
-        vocab_size: ids that the tokenizer knows. The model's own vocabulary may be padded to more.
+        vocab_size: ids that the model knows, padding included.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Tokenizer:
         except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
             raise PullError("The stored tokenizer is damaged.", hint="pull the model again") from error
         template = None if source is None else ChatTemplate(source, vocabulary.special_tokens)
-        table = token_bytes(tokenizer, vocabulary.silent_ids)
+        table = token_bytes(tokenizer, vocabulary)
         return cls(tokenizer, template, frozenset(vocabulary.eos_ids), table)
 
     def encode(self, text: str, *, param: str = "prompt") -> list[int]:

@@ -27,6 +27,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 class Vocabulary:
     """What the tokenizer's own file does not say."""
 
+    vocab_size: int
+    """Ids that the model knows. Models pad theirs beyond the tokenizer's."""
     eos_ids: tuple[int, ...]
     """Tokens that end an answer."""
     silent_ids: tuple[int, ...]
@@ -66,11 +68,13 @@ def parse_tokenizer(text: str) -> tokenizers.Tokenizer:
 def load_vocabulary(folder: Path) -> Vocabulary:
     """Reads ``vocabulary.json``."""
     data = json.loads((folder / VOCABULARY_FILE).read_text(encoding="utf-8"))
-    return Vocabulary(tuple(data["eos_ids"]), tuple(data["silent_ids"]), dict(data["special_tokens"]))
+    return Vocabulary(
+        int(data["vocab_size"]), tuple(data["eos_ids"]), tuple(data["silent_ids"]), dict(data["special_tokens"])
+    )
 
 
-def token_bytes(tokenizer: tokenizers.Tokenizer, silent_ids: tuple[int, ...]) -> list[bytes]:
-    """The bytes that each token id adds to a text; ``b""`` for ids in ``silent_ids`` and for gaps.
+def token_bytes(tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> list[bytes]:
+    """The bytes that each token id adds to a text; ``b""`` for silent ones and padding.
 
     Byte-level vocabularies spell a byte as one character of the GPT-2 alphabet. SentencePiece ones spell a space
     as U+2581 and a lone byte as ``<0xNN>``. Raises :class:`PullError` for any other kind.
@@ -86,10 +90,10 @@ def token_bytes(tokenizer: tokenizers.Tokenizer, silent_ids: tuple[int, ...]) ->
             f"Tokenizers that decode with {kind} are not supported.", hint="supported: ByteLevel, Metaspace"
         )
     added = tokenizer.get_added_tokens_decoder()
-    silent = set(silent_ids) | {token_id for token_id, token in added.items() if token.special}
-    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
-    for token, token_id in vocabulary.items():
+    silent = set(vocabulary.silent_ids) | {token_id for token_id, token in added.items() if token.special}
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * max(vocabulary.vocab_size, max(known.values(), default=-1) + 1)
+    for token, token_id in known.items():
         if token_id not in silent:
             table[token_id] = token.encode() if token_id in added else spell(token)
     return table
