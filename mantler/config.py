@@ -37,7 +37,11 @@ def split_address(address: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
     port_is_good = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
-    if not (colon and bare and port_is_good) or any(c in "[]" or c.isspace() for c in bare) or (":" in host) > bracketed:
+    if (
+        not (colon and bare and port_is_good)
+        or any(c in "[]" or c.isspace() for c in bare)
+        or (":" in host) > bracketed
+    ):
         raise ValueError("must be HOST:PORT with a port from 0 to 65535, for example 127.0.0.1:8080")
     return bare, int(port)
 

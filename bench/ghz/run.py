@@ -93,7 +93,8 @@ def table(results: Sequence[Result]) -> str:
         tokens = "" if result.tokens_per_s is None else f"{result.tokens_per_s:.1f}"
         latencies = " ".join(f"{f'{ms:.1f} ms':>9}" for ms in (result.p50_ms, result.p95_ms, result.p99_ms))
         lines.append(
-            f"{result.name:24} {result.requests:6} {result.failed:6} {result.requests_per_s:9.2f} {tokens:>9} {latencies}"
+            f"{result.name:24} {result.requests:6} {result.failed:6} "
+            f"{result.requests_per_s:9.2f} {tokens:>9} {latencies}"
         )
     return "\n".join(lines)
 

@@ -17,9 +17,9 @@ Command = Callable[..., None]
 _HOME = "~/.mantler"
 
 
-def option(flag: str, *, env: str, help: str, **attributes: Any) -> Callable[[Command], Command]:  # noqa: A002
+def option(*names: str, env: str, help: str, **attributes: Any) -> Callable[[Command], Command]:  # noqa: A002
     """An option that is no setting: of one command, with a variable of its own, never in the settings file."""
-    return click.option(flag, envvar=env, help=f"{help} [env: {env}]", **attributes)
+    return click.option(*names, envvar=env, help=f"{help} [env: {env}]", **attributes)
 
 
 json_option = option("--json", env="MANTLER_JSON", help="Print JSON instead of a table.", is_flag=True)

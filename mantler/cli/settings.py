@@ -18,12 +18,12 @@ from mantler.config import ALL_SETTINGS, CONFIG_FILE, ENV_PREFIX, SECRET, Settin
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def read(cls: type[SettingsT], flags: Mapping[str, object]) -> SettingsT:
+def read(cls: type[SettingsT], flags: Mapping[str, Any]) -> SettingsT:
     """The settings of ``cls``; ``flags`` holds the given ones only. Raises :class:`BadUsage` naming the bad one."""
     file = Path(str(flags.get("home") or default_home())).expanduser() / CONFIG_FILE
     in_file = _read_file(file)
     try:
-        return cls(**dict(flags))
+        return cls(**flags)
     except ValidationError as error:
         problem = error.errors()[0]
     name = str(problem["loc"][0])
@@ -33,7 +33,7 @@ def read(cls: type[SettingsT], flags: Mapping[str, object]) -> SettingsT:
     got = "" if is_secret(field) else f", got {_shown(problem['input'])}"
     raise BadUsage(
         f"{_origin(name, flags, in_file, file)}: {reason}{got}",
-        hint=f"it is: {field.description}" if field.description else None,
+        hint=field.description,
     )
 
 
@@ -98,7 +98,9 @@ def _read_file(path: Path) -> dict[str, object]:
     known = {name for cls in ALL_SETTINGS for name in cls.model_fields} - {"home"}
     for key in content:
         if key not in known:
-            raise BadUsage(f"{key} in {path}: there is no such setting", hint=f"the settings: {', '.join(sorted(known))}")
+            raise BadUsage(
+                f"{key} in {path}: there is no such setting", hint=f"the settings: {', '.join(sorted(known))}"
+            )
     return content
 
 

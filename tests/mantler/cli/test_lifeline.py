@@ -24,7 +24,7 @@ PARENT = textwrap.dedent(
     import asyncio, sys
     from mantler.cli.child import Child
     async def main():
-        child = await Child.spawn("child", (sys.executable, "-c", sys.argv[1]), lambda _, line: print(child.pid, flush=True))
+        child = await Child.spawn("child", (sys.executable, "-c", sys.argv[1]), lambda *_: print(child.pid, flush=True))
         await child.ended
     asyncio.run(main())
     """

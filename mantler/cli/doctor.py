@@ -1,0 +1,91 @@
+"""``mantler doctor``: looks for what is wrong and says what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from mantler.cli import checks, ports, probe
+from mantler.cli.checks import Finding, Status
+from mantler.cli.errors import EXIT_FAILED, BadUsage
+from mantler.cli.options import json_option, settings_options
+from mantler.cli.settings import read
+from mantler.cli.terminal import print_json
+from mantler.config import FacadeSettings, RuntimeSettings
+
+_COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+
+
+@click.command()
+@json_option
+@settings_options(RuntimeSettings, FacadeSettings, only=("home", "http", "runtime", "model"))
+def doctor(json: bool, flags: dict[str, object]) -> None:
+    """Look for what is wrong.
+
+    It checks versions, ONNX Runtime, memory, disk, ports, models and keys, each with a hint.
+
+    Exits with 1 if something that Mantler needs is broken.
+
+    \b
+    Examples:
+      mantler doctor
+      mantler doctor --json | jq '.[] | select(.status != "ok")'
+    """
+    findings = [finding for check in _checks(flags) for finding in check]
+    if json:
+        print_json([{**asdict(finding), "status": finding.status.value} for finding in findings])
+    else:
+        for finding in findings:
+            _show(finding)
+    if any(finding.status is Status.FAIL for finding in findings):
+        sys.exit(EXIT_FAILED)
+
+
+def _checks(flags: dict[str, object]) -> Iterable[Iterable[Finding]]:
+    yield checks.versions()
+    yield checks.onnx_runtime()
+    yield checks.processor()
+    yield checks.memory()
+    try:
+        runtime, facade = read(RuntimeSettings, flags), read(FacadeSettings, flags)
+    except BadUsage as error:
+        yield [Finding("settings", Status.FAIL, error.message, error.hint)]
+        return
+    yield checks.home(runtime.home)
+    yield checks.model_store(runtime.models_dir, runtime.model)
+    yield asyncio.run(_keys(facade)) if (runtime.home / "mantler.db").exists() else _no_keys()
+    yield checks.service("runtime", runtime.runtime, "--runtime", _asked(probe.runtime_serves, runtime.runtime))
+    yield checks.service("facade", facade.http, "--http", _asked(probe.facade_serves, facade.http))
+
+
+def _asked(serves: Callable[[str], Coroutine[Any, Any, bool]], address: str) -> Callable[[], bool]:
+    return lambda: asyncio.run(serves(ports.reachable(address)))
+
+
+def _no_keys() -> Iterable[Finding]:
+    yield Finding("keys", Status.OK, "none yet", "`mantler up` makes the first, `mantler keys create` more")
+
+
+async def _keys(settings: FacadeSettings) -> list[Finding]:
+    from mantler.errors import MantlerError
+    from mantler.tenancy.store import KeyStore
+
+    try:
+        async with await KeyStore.open(settings.database_url) as store:
+            records = await store.list_keys()
+    except MantlerError as error:
+        hint = f"check that this user may read and write {settings.home / 'mantler.db'}"
+        return [Finding("keys", Status.FAIL, error.message.rstrip("."), hint)]
+    return [Finding("keys", Status.OK, f"{len(records)} in the database")]
+
+
+def _show(finding: Finding) -> None:
+    status = click.style(f"{finding.status.value:4}", fg=_COLORS[finding.status], bold=True)
+    click.echo(f"{status}  {finding.check:11}  {finding.detail}")
+    if finding.hint:
+        click.echo(f"      {'':11}  hint: {finding.hint}")

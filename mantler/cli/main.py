@@ -1,0 +1,82 @@
+"""Where the ``mantler`` command enters: its subcommands, and what every one of them does with an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from mantler import __version__
+from mantler.cli import chat, doctor, keys, logs, models, pull, serve, up, version
+from mantler.cli.errors import EXIT_FAILED, CliError, show_error
+from mantler.errors import MantlerError
+from runtime_server.models.errors import PullError
+
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""What a shell shows for a process that SIGPIPE ended."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mantler", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Mantler: an inference mesh for machines you own. gRPC inside, OpenAI-style REST outside.
+
+    Data goes to stdout, logs go to stderr. Every flag is also an environment variable, and a setting can stand in
+    config.toml in MANTLER_HOME.
+
+    \b
+    Examples:
+      mantler up                      serve the default model
+      mantler chat                    talk to it in the terminal
+      mantler keys create --name ci   make an API key
+      mantler doctor                  look for what is wrong
+    """
+
+
+for _command in (up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, chat.chat):
+    cli.add_command(_command)
+cli.add_command(doctor.doctor)
+cli.add_command(version.version)
+
+
+def main() -> None:
+    """Runs the command and exits: 0, 1 for a failure, 2 for bad usage, 130 after Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    logs.configure_brief()
+    try:
+        code = cli.main(arguments, prog_name="mantler", standalone_mode=False, color=_color())
+        sys.stdout.flush()
+    except CliError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "mantler"
+        show_error(error.format_message().rstrip("."), f"{path} --help shows what it takes")
+        return error.exit_code
+    except click.ClickException as error:
+        show_error(error.format_message().rstrip("."), None)
+        return error.exit_code
+    except PullError as error:
+        show_error(error.message.rstrip("."), error.hint)
+        return EXIT_FAILED
+    except MantlerError as error:
+        show_error(error.message.rstrip("."), None)
+        return EXIT_FAILED
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left. Python would flush stdout once more at the end and complain: give it another one.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return code if isinstance(code, int) else 0
+
+
+def _color() -> bool | None:
+    return False if os.environ.get("NO_COLOR") else None

@@ -1,0 +1,174 @@
+"""``mantler up``: a runtime and a facade in the foreground, from an empty folder to a working URL."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+import click
+
+from mantler.cli import keys, ports, probe, pull
+from mantler.cli.errors import BadUsage, CliError
+from mantler.cli.options import as_arguments, settings_options
+from mantler.cli.settings import read
+from mantler.cli.supervisor import Limits, Service, StartError, Supervisor
+from mantler.cli.terminal import note
+from mantler.config import FacadeSettings, RuntimeSettings, UpSettings, split_address
+
+EXIT_KILLED = 130
+_STOP_MARGIN_S = 10.0
+"""Time beyond the drain timeout before a process that does not stop is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the two processes serve, and where others on this machine find them."""
+
+    http: str
+    runtime: str
+
+    @property
+    def url(self) -> str:
+        """The base URL of the REST API."""
+        return f"http://{ports.reachable(self.http)}"
+
+
+@click.command()
+@settings_options(RuntimeSettings, FacadeSettings, UpSettings)
+def up(flags: dict[str, object]) -> None:
+    """Serve models: REST outside, gRPC inside.
+
+    Fetches missing models, starts a runtime and a facade, and restarts them if they die. The first start makes an
+    API key and prints it once; MANTLER_BOOTSTRAP_KEY sets it instead. Ctrl-C stops everything, a second Ctrl-C at
+    once.
+
+    \b
+    Examples:
+      mantler up
+      mantler up --http 0.0.0.0:8080 --model smollm2:135m
+      MANTLER_BOOTSTRAP_KEY=mk_live_… mantler up
+    """
+    started_s = time.monotonic()
+    runtime, facade, own = read(RuntimeSettings, flags), read(FacadeSettings, flags), read(UpSettings, flags)
+    _claim(facade.http, runtime.runtime)
+    pull.ensure(runtime)
+    addresses = _claim(facade.http, runtime.runtime)
+    limits = Limits(own.start_timeout_s, max(runtime.drain_timeout_s, facade.drain_timeout_s) + _STOP_MARGIN_S)
+    supervisor = Supervisor(
+        _services(flags, addresses), report=_report, echo=_echo(runtime.log_format == "json"), limits=limits
+    )
+
+    async def serving() -> None:
+        key = None if facade.bootstrap_key else await keys.first_key(facade.database_url)
+        took_s = time.monotonic() - started_s
+        click.echo(banner(addresses, runtime.model, key, took_s))
+        sys.stdout.flush()
+
+    try:
+        sys.exit(asyncio.run(supervise(supervisor, serving)))
+    except StartError as error:
+        raise CliError(
+            str(error), hint="its last lines stand above; `mantler doctor` looks for causes", details=error.tail
+        ) from error
+
+
+async def supervise(supervisor: Supervisor, on_serving: Callable[[], Awaitable[None]]) -> int:
+    """Runs until a signal asks for the end. Returns the exit code; raises :class:`StartError`."""
+    stop = asyncio.Event()
+    killed = False
+
+    def asked(number: signal.Signals) -> None:
+        nonlocal killed
+        if not stop.is_set():
+            note("Stopping: running requests may finish. Ctrl-C once more stops at once.")
+            stop.set()
+        elif number is signal.SIGINT:
+            killed = True
+            supervisor.kill()
+
+    async def serve() -> None:
+        await supervisor.start()
+        await on_serving()
+        await supervisor.keep()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, asked, number)
+    async with supervisor:
+        tasks = asyncio.create_task(serve()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                await tasks[0]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await supervisor.stop()
+    return EXIT_KILLED if killed else 0
+
+
+def banner(addresses: Addresses, models: list[str], key: str | None, took_s: float) -> str:
+    """What the terminal shows once everything serves. ``key`` is given only when it is new."""
+    lines = [
+        f"Mantler serves {', '.join(models) or 'no model yet'}, after {took_s:.1f} s.",
+        "",
+        f"  REST  {addresses.url}/v1",
+        f"  gRPC  {ports.reachable(addresses.runtime)}",
+    ]
+    if key is not None:
+        lines += [f"  key   {key}", "        It is shown this once. `mantler keys create` makes more."]
+    body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello!"}]}' % (models[0] if models else "MODEL")
+    lines += [
+        "",
+        f"  curl {addresses.url}/v1/chat/completions \\",
+        f'    -H "Authorization: Bearer {key or "$MANTLER_KEY"}" \\',
+        '    -H "Content-Type: application/json" \\',
+        f"    -d '{body}'",
+        "",
+        "Ctrl-C stops it.",
+    ]
+    return "\n".join(lines)
+
+
+def _claim(http: str, runtime: str) -> Addresses:
+    if http == runtime and split_address(http)[1] != 0:
+        raise BadUsage(f"--http and --runtime: both are {http}", hint="each needs a port of its own")
+    return Addresses(http=ports.claim(http, "--http"), runtime=ports.claim(runtime, "--runtime"))
+
+
+def _services(flags: dict[str, object], addresses: Addresses) -> list[Service]:
+    mantler = (sys.executable, "-m", "mantler")
+    runtime_at = ports.reachable(addresses.runtime)
+    runtime_flags = as_arguments({**flags, "runtime": addresses.runtime}, RuntimeSettings)
+    facade_flags = as_arguments({**flags, "runtime": runtime_at, "http": addresses.http}, FacadeSettings)
+    return [
+        Service(
+            "runtime",
+            (*mantler, "runtime", *runtime_flags, "--exit-with-stdin"),
+            partial(probe.runtime_serves, runtime_at),
+        ),
+        Service(
+            "facade",
+            (*mantler, "facade", *facade_flags, "--exit-with-stdin"),
+            partial(probe.facade_serves, ports.reachable(addresses.http)),
+        ),
+    ]
+
+
+def _report(text: str) -> None:
+    note(f"{click.style('mantler', fg='yellow')} | {text}")
+
+
+def _echo(raw: bool) -> Callable[[str, str], None]:
+    """Prints a child's line; ``raw`` without its name, so that JSON lines stay JSON."""
+
+    def echo(name: str, line: str) -> None:
+        note(line if raw else f"{click.style(f'{name:7}', dim=True)} | {line}")
+
+    return echo
