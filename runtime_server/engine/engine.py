@@ -23,6 +23,8 @@ from runtime_server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
+IDLE_POLL_S = 0.02
+
 
 class Sink(Protocol):
     """Where a sequence's tokens go. Called on the event loop."""
@@ -110,6 +112,11 @@ class Engine:
         """How long the step that runs now has been running; 0 between steps."""
         started = self._step_started_s
         return 0.0 if started is None else time.monotonic() - started
+
+    async def idle(self) -> None:
+        """Returns once nothing waits and nothing runs."""
+        while self.running or self.waiting:  # noqa: ASYNC110 - the engine's thread has no business with this rare wait
+            await asyncio.sleep(IDLE_POLL_S)
 
     async def close(self) -> None:
         """Stops after the running step, fails what is left and frees the backend."""

@@ -1,0 +1,206 @@
+"""The models of one machine: stored, loading, ready."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from mantler.config import RuntimeSettings
+from mantler.errors import ErrorCode, MantlerError
+from mantler.messages import LoadProgress, LoadStage, ModelInfo, ModelState
+from runtime_server.deployed import DeployedModel, deploy
+from runtime_server.engine.engine import unavailable
+from runtime_server.engine.kv_plan import KvPlanError
+from runtime_server.models.catalogue import look_up
+from runtime_server.models.errors import PullError
+from runtime_server.models.manifest import Manifest
+from runtime_server.models.pull import pull as pull_model
+from runtime_server.models.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Load:
+    """A load under way. Several callers may follow one."""
+
+    progress: LoadProgress
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    abandoned: bool = False
+    """Set when the runtime stops: whatever still works on the load ends at its next report."""
+
+    def report(self, progress: LoadProgress) -> None:
+        """Tells the callers."""
+        self.progress = progress
+        self.changed.set()
+
+
+class Deployments:
+    """Loads and unloads models. Lives on the event loop; the slow parts run in threads.
+
+    Args:
+        settings: of the runtime.
+        store: of converted models.
+        on_change: called after a model became ready or stopped being so.
+    """
+
+    def __init__(
+        self, settings: RuntimeSettings, store: ModelStore, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._on_change = on_change
+        self._ready: dict[str, DeployedModel] = {}
+        self._loads: dict[str, _Load] = {}
+        self._unloading: dict[str, DeployedModel] = {}
+
+    def serving(self, name: str) -> DeployedModel:
+        """The model, if it takes requests. Raises ``MantlerError`` MODEL_NOT_FOUND or RUNTIME_UNAVAILABLE."""
+        model = self._ready.get(name)
+        if model is not None:
+            return model
+        if name in self._loads or name in self._unloading:
+            raise unavailable(name)
+        raise MantlerError(
+            ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not deployed on this machine.", param="model"
+        )
+
+    @property
+    def ready(self) -> list[DeployedModel]:
+        """The models that take requests."""
+        return list(self._ready.values())
+
+    async def models(self) -> list[ModelInfo]:
+        """Every model of the machine, by id."""
+        stored = {manifest.id: manifest for manifest in await asyncio.to_thread(self._store.list)}
+        for deployed in [*self._ready.values(), *self._unloading.values()]:
+            stored.setdefault(deployed.manifest.id, deployed.manifest)
+        return [self._info(stored[name]) for name in sorted(stored)]
+
+    async def model(self, name: str) -> ModelInfo:
+        """One model. Raises ``MantlerError`` MODEL_NOT_FOUND."""
+        for info in await self.models():
+            if info.id == name:
+                return info
+        raise MantlerError(ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not on this machine.", param="model")
+
+    async def load(self, name: str, *, pull: bool) -> AsyncIterator[LoadProgress]:
+        """Brings a model into memory and reports on it; the last report has the stage READY.
+
+        Closing the iterator leaves the load running. Raises ``MantlerError`` where the model is not stored and must
+        not be pulled, cannot be pulled, or does not fit.
+        """
+        if name in self._unloading:
+            raise unavailable(name)
+        load = self._loads.get(name)
+        if load is None and name not in self._ready:
+            load = self._loads[name] = _Load(LoadProgress(LoadStage.LOADING))
+            load.task = asyncio.create_task(self._load(name, load, pull=pull), name=f"load {name}")
+        if load is not None and load.task is not None:
+            while not load.task.done():
+                yield load.progress
+                load.changed.clear()
+                changed = asyncio.create_task(load.changed.wait())
+                try:
+                    await asyncio.wait({changed, load.task}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+            load.task.result()
+        yield LoadProgress(LoadStage.READY, model=self._info(self._ready[name].manifest))
+
+    async def unload(self, name: str) -> None:
+        """Takes no new requests, lets the running ones finish for ``drain_timeout_s`` and frees the memory."""
+        model = self.serving(name)
+        del self._ready[name]
+        self._unloading[name] = model
+        self._on_change()
+        try:
+            await self._drain(model)
+        finally:
+            await model.close()
+            del self._unloading[name]
+        logger.info("unloaded %s", name)
+
+    async def close(self) -> None:
+        """Stops loads and engines. Requests that still run fail."""
+        for load in self._loads.values():
+            load.abandoned = True
+        # Not cancelled: a thread cannot be, and a model that finishes loading must be closed below.
+        await asyncio.gather(*(load.task for load in self._loads.values() if load.task), return_exceptions=True)
+        models = list(self._ready.values())
+        self._ready.clear()
+        await asyncio.gather(*(model.close() for model in models))
+
+    async def _load(self, name: str, load: _Load, *, pull: bool) -> None:
+        try:
+            manifest = await self._fetch(name, load, pull=pull)
+            load.report(LoadProgress(LoadStage.LOADING, total_bytes=manifest.size_bytes))
+            loop = asyncio.get_running_loop()
+            folder = self._store.path(name)
+            model = await asyncio.to_thread(deploy, manifest, folder, self._settings, loop)
+        except PullError as error:
+            raise MantlerError(ErrorCode.INVALID_REQUEST, str(error), param="model") from error
+        except KvPlanError as error:
+            message = f"{name} does not fit: {error} ({error.hint})."
+            raise MantlerError(ErrorCode.INVALID_REQUEST, message, param="model") from error
+        finally:
+            del self._loads[name]
+        self._ready[name] = model
+        self._on_change()
+        plan = model.deployment()
+        logger.info(
+            "loaded %s on %s: %d slots of %d tokens, %.0f MB for keys and values",
+            name, plan.device, plan.slots, plan.max_request_tokens, plan.kv_cache_bytes / 1e6,
+        )  # fmt: skip
+
+    async def _fetch(self, name: str, load: _Load, *, pull: bool) -> Manifest:
+        """The stored model, pulled first where that is wanted and needed."""
+        manifest = await asyncio.to_thread(self._store.get, name)
+        if manifest is not None:
+            return manifest
+        if not pull:
+            raise MantlerError(
+                ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not in this machine's store.", param="model"
+            )
+        # Callers over the network may name what the catalogue holds, not files of this machine.
+        entry = look_up(name)
+        loop = asyncio.get_running_loop()
+
+        def report(progress: LoadProgress) -> None:
+            if load.abandoned:
+                raise PullError("The runtime is stopping.")
+            loop.call_soon_threadsafe(load.report, progress)
+
+        return await asyncio.to_thread(pull_model, entry.id, self._settings.home, progress=report)
+
+    async def _drain(self, model: DeployedModel) -> None:
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                await model.engine.idle()
+        except TimeoutError:
+            logger.warning("requests of %s still ran after %g s", model.manifest.id, self._settings.drain_timeout_s)
+
+    def _info(self, manifest: Manifest) -> ModelInfo:
+        deployed = self._ready.get(manifest.id)
+        return ModelInfo(
+            id=manifest.id,
+            state=self._state(manifest.id),
+            architecture=manifest.config.architecture,
+            quantization=manifest.quantization,
+            parameter_count=manifest.parameter_count,
+            context_length=manifest.config.context_length,
+            size_bytes=manifest.size_bytes,
+            created_unix_s=manifest.created_unix_s,
+            deployment=None if deployed is None else deployed.deployment(),
+        )
+
+    def _state(self, name: str) -> ModelState:
+        deployed = self._ready.get(name)
+        if deployed is not None:
+            return ModelState.FAILED if deployed.engine.failed else ModelState.READY
+        if name in self._loads:
+            return ModelState.LOADING
+        return ModelState.UNLOADING if name in self._unloading else ModelState.STORED

@@ -1,0 +1,152 @@
+"""The runtime's process: gRPC server, health, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import aclosing
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from mantler.client import SERVER_OPTIONS
+from mantler.config import RuntimeSettings
+from mantler.errors import MantlerError
+from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from runtime_server.deployments import Deployments
+from runtime_server.models.store import ModelStore
+from runtime_server.services.generation import GenerationServicer
+from runtime_server.services.model import ModelServicer
+
+logger = logging.getLogger(__name__)
+
+GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+STALL_S = 60.0
+"""An engine whose step runs longer than this hangs, and is reported as not serving."""
+WATCH_INTERVAL_S = 1.0
+MAX_STREAMS = 4096
+"""RPCs that one connection may have open."""
+CLOSE_S = 5.0
+"""Time for the last RPCs to end after their engines have stopped."""
+
+
+class RuntimeFailure(Exception):  # noqa: N818 - what happened, not a mistake of the caller
+    """The process cannot go on serving. It should exit with an error, so that it is restarted."""
+
+
+class RuntimeServer:
+    """One gRPC server with everything behind it.
+
+    Args:
+        settings: of the runtime.
+    """
+
+    def __init__(self, settings: RuntimeSettings) -> None:
+        self._settings = settings
+        self._deployments = Deployments(settings, ModelStore(settings.models_dir), self._report_health)
+        self._health = health_aio.HealthServicer()
+        self._stopped = asyncio.Event()
+        self._failure: str | None = None
+        self._updates: set[asyncio.Task[None]] = set()
+        self._server = grpc.aio.server(
+            # Without it a second server on the same port would share its connections silently.
+            options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", MAX_STREAMS)],
+        )
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(self._deployments), self._server
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._deployments), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (GENERATION, MODEL, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+
+    async def start(self) -> int:
+        """Binds, serves, and loads the settings' models. Returns the port.
+
+        Raises :class:`RuntimeFailure` where the address cannot be bound or a model cannot be loaded.
+        """
+        await self._set_health()
+        try:
+            port: int = self._server.add_insecure_port(self._settings.runtime)
+        except RuntimeError as error:
+            raise RuntimeFailure(f"cannot listen on {self._settings.runtime}") from error
+        await self._server.start()
+        logger.info("serving gRPC on port %d", port)
+        for name in self._settings.model:
+            try:
+                async with aclosing(self._deployments.load(name, pull=False)) as reports:
+                    async for _ in reports:
+                        pass
+            except MantlerError as error:
+                raise RuntimeFailure(f"cannot load {name}: {error.message}") from error
+        return port
+
+    def stop(self) -> None:
+        """Makes :meth:`wait` return."""
+        self._stopped.set()
+
+    async def wait(self) -> None:
+        """Waits until :meth:`stop`, keeping the health true. Raises :class:`RuntimeFailure` where an engine stopped."""
+        while not self._stopped.is_set():
+            await self._set_health()
+            if (failed := next((model for model in self._deployments.ready if model.engine.failed), None)) is not None:
+                raise RuntimeFailure(f"the engine of {failed.manifest.id} has stopped")
+            try:
+                await asyncio.wait_for(self._stopped.wait(), WATCH_INTERVAL_S)
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        """Refuses new requests, lets running ones finish for ``drain_timeout_s``, then frees everything."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.drain_timeout_s)
+        await self._deployments.close()
+        await self._server.stop(CLOSE_S)
+
+    def _report_health(self) -> None:
+        task = asyncio.create_task(self._set_health())
+        self._updates.add(task)
+        task.add_done_callback(self._updates.discard)
+
+    async def _set_health(self) -> None:
+        """Generation serves while a model is ready and every engine makes progress; the model service always does."""
+        models = self._deployments.ready
+        moving = all(not model.engine.failed and model.engine.step_age_s() < STALL_S for model in models)
+        generating = _status(bool(models) and moving)
+        await self._health.set(MODEL, _status(True))
+        await self._health.set(GENERATION, generating)
+        await self._health.set("", generating)
+
+
+async def serve(settings: RuntimeSettings, on_ready: Callable[[int], None] = lambda port: None) -> None:
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    Args:
+        on_ready: called with the port once the models are loaded.
+
+    Raises: :class:`RuntimeFailure` where the process should exit with an error.
+    """
+    loop = asyncio.get_running_loop()
+    server = RuntimeServer(settings)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, server.stop)
+    try:
+        on_ready(await server.start())
+        await server.wait()
+        logger.info("draining for up to %g s", settings.drain_timeout_s)
+    finally:
+        await server.close()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _status(serving: bool) -> int:
+    status = health_pb2.HealthCheckResponse
+    value: int = status.SERVING if serving else status.NOT_SERVING
+    return value

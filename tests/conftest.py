@@ -1,0 +1,34 @@
+"""What more than one package's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mantler.config import Settings
+from runtime_server.models.manifest import Manifest
+from runtime_server.models.pull import pull
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_MODEL = "smollm2:135m"
+
+
+@pytest.fixture(scope="session")
+def model_home() -> Path:
+    """A ``MANTLER_HOME`` that holds the default model. Fetched once and kept for later runs."""
+    home = ROOT / ".cache" / "mantler"
+    pull(DEFAULT_MODEL, home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def model_manifest(model_home: Path) -> Manifest:
+    """The default model's manifest."""
+    return Manifest.load(model_folder(model_home))
+
+
+def model_folder(home: Path) -> Path:
+    """Where the default model lies."""
+    name, tag = DEFAULT_MODEL.split(":")
+    return Settings(home=home).models_dir / name / tag
