@@ -35,7 +35,9 @@ def log_event(logger: logging.Logger, event: str, /, *, level: int = logging.INF
     """Logs ``event`` with ``fields``; those that are ``None`` are left out."""
     if logger.isEnabledFor(level):
         known = {name: _bounded(value) for name, value in fields.items() if value is not None}
-        logger.log(level, "%s", event, extra={_FIELDS: known})
+        # The message holds the fields, too, for formatters that are not ours.
+        line = event + "".join(f" {name}={_text(value)}" for name, value in known.items())
+        logger.log(level, "%s", line, extra={_FIELDS: {"event": event, **known}})
 
 
 class TextFormatter(logging.Formatter):
@@ -43,11 +45,10 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and below it the traceback where there is one."""
-        fields = "".join(f" {name}={_text(value)}" for name, value in _fields(record).items())
         head = f"{_time(record)} {record.levelname.lower()} {record.name}:"
         # A message may quote a client: one record stays one line.
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
-        line = f"{head} {message}{fields}"
+        line = f"{head} {message}"
         if record.exc_info:
             line = f"{line}\n{self.formatException(record.exc_info)}"
         return line

@@ -1,0 +1,121 @@
+"""The application and the process around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from aiohttp import web
+
+from facade.admission import Admission
+from facade.errors import translate_errors
+from facade.middleware import add_headers, frame_exchange
+from facade.routes.chat import chat_completions
+from facade.routes.health import health
+from facade.routes.models import get_model, list_models
+from facade.services import SERVICES, Services
+from mantler.client import RuntimeClient
+from mantler.config import FacadeSettings, join_address, split_address
+from mantler.telemetry import log_event
+from mantler.tenancy.limits import RequestLimiter
+from mantler.tenancy.store import KeyStore
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long connections may take to close once their requests are done."""
+
+_log = logging.getLogger("facade")
+
+
+def create_app(settings: FacadeSettings, *, client: RuntimeClient, keys: KeyStore) -> web.Application:
+    """The REST API in front of the runtime behind ``client``. The caller closes ``client`` and ``keys``."""
+    app = web.Application(
+        middlewares=[frame_exchange, translate_errors],
+        client_max_size=settings.max_body_mb * 2**20,
+    )
+    app[SERVICES] = Services(
+        settings=settings,
+        client=client,
+        keys=keys,
+        limiter=RequestLimiter(),
+        admission=Admission(settings.max_connections, settings.request_timeout_s),
+    )
+    app.on_response_prepare.append(add_headers)
+    app.router.add_get("/health", health)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_get("/v1/models/{id:.+}", get_model)
+    app.router.add_post("/v1/chat/completions", chat_completions)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
+    """Serves while the body runs; yields the address that is bound. Leaving drains, within ``drain_timeout_s``.
+
+    Raises ``OSError`` if the address cannot be bound, and ``MantlerError`` if the key store cannot be opened or
+    ``bootstrap_key`` has the wrong shape.
+    """
+    async with await KeyStore.open(settings.database_url) as keys, RuntimeClient(settings.runtime) as client:
+        if settings.bootstrap_key is not None:
+            record = await keys.ensure(settings.bootstrap_key)
+            if record.revoked_unix_s is not None:
+                _log.warning("the bootstrap key was revoked and stays so: choose another one")
+        app = create_app(settings, client=client, keys=keys)
+        # A handler is cancelled when its client leaves; that frees the runtime's slot.
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+        await runner.setup()
+        try:
+            host, port = split_address(settings.http)
+            site = web.TCPSite(runner, host, port)
+            await site.start()
+            bound: tuple[str, int] = runner.addresses[0][:2]
+            yield bound
+            await site.stop()
+            await app[SERVICES].admission.drain(settings.drain_timeout_s)
+        finally:
+            await runner.cleanup()
+
+
+async def serve(
+    settings: FacadeSettings,
+    *,
+    stop: asyncio.Event | None = None,
+    on_bound: Callable[[str, int], None] | None = None,
+) -> None:
+    """Serves until SIGTERM, SIGINT or ``stop``, then drains. A second signal ends the process the hard way.
+
+    Raises what :func:`running` raises.
+
+    Args:
+        on_bound: called with the host and the port once the server listens.
+    """
+    stop = stop or asyncio.Event()
+    with _stopped_by_signals(stop):
+        async with running(settings) as (host, port):
+            log_event(_log, "serving", http=join_address(host, port), runtime=settings.runtime)
+            if on_bound is not None:
+                on_bound(host, port)
+            await stop.wait()
+            log_event(_log, "draining", timeout_s=settings.drain_timeout_s)
+    log_event(_log, "stopped")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def on_signal() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

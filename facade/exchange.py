@@ -1,0 +1,73 @@
+"""What is known of one HTTP request while it is served: it names the request, and ends as one line of the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from mantler.errors import ErrorCode
+from mantler.messages import MAX_REQUEST_ID_CHARS
+from mantler.telemetry import log_event
+
+CLIENT_GONE = 499
+"""Status of the log line of a request whose client left."""
+
+_log = logging.getLogger("facade.access")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer. Holds no prompt, no completion and no key."""
+
+    request_id: str
+    method: str
+    path: str
+    started_s: float = field(default_factory=time.monotonic)
+    key_id: str | None = None
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token_s: float | None = None
+    """Time to the first token."""
+    error: ErrorCode | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers that the answer gets, whatever it will be."""
+
+    def count_tokens(self, number: int) -> None:
+        """Adds generated tokens; the first call marks the first token."""
+        if self.completion_tokens is None:
+            self.completion_tokens = 0
+            self.first_token_s = time.monotonic() - self.started_s
+        self.completion_tokens += number
+
+    def log(self, status: int) -> None:
+        """Writes the line."""
+        log_event(
+            _log,
+            "request",
+            request_id=self.request_id,
+            method=self.method,
+            path=self.path,
+            status=status,
+            error=None if self.error is None else self.error.value,
+            key_id=self.key_id,
+            model=self.model,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            duration_s=time.monotonic() - self.started_s,
+            first_token_s=self.first_token_s,
+        )
+
+
+EXCHANGE = web.RequestKey("exchange", Exchange)
+
+
+def begin(request: web.BaseRequest) -> Exchange:
+    """The exchange of a request that has just come in. Keeps the client's ``x-request-id`` if it is usable."""
+    given = request.headers.get("x-request-id", "")
+    usable = 1 <= len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable()
+    return Exchange(request_id=given if usable else f"req_{uuid.uuid4().hex}", method=request.method, path=request.path)

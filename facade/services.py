@@ -1,0 +1,27 @@
+"""What the handlers work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from facade.admission import Admission
+from mantler.client import RuntimeClient
+from mantler.config import FacadeSettings
+from mantler.tenancy.limits import RequestLimiter
+from mantler.tenancy.store import KeyStore
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One of each, for the life of the application."""
+
+    settings: FacadeSettings
+    client: RuntimeClient
+    keys: KeyStore
+    limiter: RequestLimiter
+    admission: Admission
+
+
+SERVICES = web.AppKey("services", Services)
