@@ -1,0 +1,92 @@
+"""A facade on a real port in front of a fake runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from facade.app import running
+from mantler.config import FacadeSettings
+from mantler.tenancy.store import KeyStore
+from tests.fake_runtime import FakeRuntime
+
+MODEL = "smollm2:135m"
+KEY = "mk_live_" + "t" * 32
+AUTH = {"Authorization": f"Bearer {KEY}"}
+
+
+def make_settings(home: Path, runtime: str, **changes: Any) -> FacadeSettings:
+    return FacadeSettings(home=home, http="127.0.0.1:0", runtime=runtime, bootstrap_key=KEY, **changes)
+
+
+def chat(text: str = "one two three", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
+
+
+@dataclass
+class Facade:
+    """What a test needs to talk to the facade under test."""
+
+    url: str
+    port: int
+    http: aiohttp.ClientSession
+    runtime: FakeRuntime
+    settings: FacadeSettings
+    headers: dict[str, str] = field(default_factory=lambda: dict(AUTH))
+
+    async def post(self, body: Any, **options: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
+        """Status, JSON and response of a chat completion."""
+        options.setdefault("headers", self.headers)
+        sent = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
+        if isinstance(body, bytes):
+            options["headers"] = {"Content-Type": "application/json", **options["headers"]}
+        async with self.http.post(f"{self.url}/v1/chat/completions", **sent, **options) as response:
+            return response.status, await response.json(), response
+
+    async def stream(self, body: dict[str, Any]) -> tuple[list[str], aiohttp.ClientResponse]:
+        """The data of each event of a stream, and the response."""
+        sent = {"stream": True, **body}
+        async with self.http.post(f"{self.url}/v1/chat/completions", json=sent, headers=self.headers) as response:
+            assert response.status == 200, await response.text()
+            return events(await response.text()), response
+
+    async def get(self, path: str, **options: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
+        """Status, JSON and response of a GET."""
+        options.setdefault("headers", self.headers)
+        async with self.http.get(f"{self.url}{path}", **options) as response:
+            return response.status, await response.json(), response
+
+    async def new_key(self, **options: Any) -> tuple[dict[str, str], str]:
+        """Headers with a new key, and the key's id."""
+        async with await KeyStore.open(self.settings.database_url) as keys:
+            key, record = await keys.create("test", **options)
+        return {"Authorization": f"Bearer {key}"}, record.id
+
+
+def events(text: str) -> list[str]:
+    """The data of the events in ``text``; every event must be whole."""
+    assert text.endswith("\n\n")
+    blocks = text.removesuffix("\n\n").split("\n\n")
+    return [block.removeprefix("data: ") for block in blocks if block != ": ping"]
+
+
+@pytest.fixture
+def changes() -> dict[str, Any]:
+    """Settings that a test changes: override or parametrize."""
+    return {}
+
+
+@pytest.fixture
+async def facade(tmp_path: Path, changes: dict[str, Any]) -> AsyncIterator[Facade]:
+    async with FakeRuntime() as runtime:
+        settings = make_settings(tmp_path, runtime.address, **changes)
+        async with running(settings) as (host, port), aiohttp.ClientSession() as http:
+            yield Facade(f"http://{host}:{port}", port, http, runtime, settings)
+    assert not [task for task in asyncio.all_tasks() if "_ping_in_silence" in repr(task)]

@@ -1,0 +1,173 @@
+"""What is wrong with a request is a 400 that names it, never a 500, and the connection survives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facade.schema import ChatBody, parse_chat_body, to_generate_request
+from mantler.errors import MantlerError
+from tests.facade.conftest import MODEL, Facade, chat
+
+NOT_JSON = [b"", b"42", b'"string"', b"null", b"[123]", b"[{}]", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000]
+NOT_JSON += [b'{"model": "\\ud800"}', b'{"a":' * 300 + b"1" + b"}" * 300, b"\xef\xbb\xbf{}", b"1" * 10_000]
+
+
+@pytest.mark.parametrize("raw", NOT_JSON, ids=lambda raw: repr(raw[:12]))
+async def test_not_a_json_object(facade: Facade, raw: bytes) -> None:
+    status, body, _ = await facade.post(raw)
+    assert status == 400
+    assert body["error"]["type"] == "invalid_request_error"
+    assert body["error"]["code"] == "invalid_request"
+    assert body["error"]["param"] is None
+    assert (await facade.post(chat()))[0] == 200
+
+
+def _messages(**message: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "x", **message}]}
+
+
+INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "model"),
+    ({"model": 1}, "model"),
+    ({"model": ""}, "model"),
+    ({"messages": None}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": [1]}, "messages[0]"),
+    ({"messages": [{}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": 1}]}, "messages[1].role"),
+    (_messages(role="god"), "messages[0].role"),
+    (_messages(content=None), "messages[0].content"),
+    (_messages(content=1), "messages[0].content"),
+    (_messages(content=[]), "messages[0].content"),
+    (_messages(content=[1]), "messages[0].content[0]"),
+    (_messages(content=[{"type": "text"}]), "messages[0].content[0].text"),
+    (_messages(content=[{"type": "text", "text": "a"}, {"type": "?"}]), "messages[0].content[1].type"),
+    (_messages(name=1), "messages[0].name"),
+    ({"stream": "true"}, "stream"),
+    ({"stream_options": {}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": 10**400}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"top_k": -1}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_completion_tokens": 5, "max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 5, "max_completion_tokens": -3}, "max_completion_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"max_tokens": 1, "min_tokens": 2}, "min_tokens"),
+    ({"stop": ["a"] * 5}, "stop"),
+    ({"stop": ""}, "stop"),
+    ({"stop": [1]}, "stop"),
+    ({"stop": {}}, "stop"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids"),
+    ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
+    ({"n": 0}, "n"),
+    ({"n": "2"}, "n"),
+    ({"logprobs": 5}, "logprobs"),
+    ({"response_format": "text"}, "response_format"),
+    ({"metadata": "x"}, "metadata"),
+]
+
+UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
+    ({"n": 2}, "n"),
+    ({"logprobs": True}, "logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logit_bias": {"1": 5}}, "logit_bias"),
+    ({"presence_penalty": 0.5}, "presence_penalty"),
+    ({"frequency_penalty": -0.5}, "frequency_penalty"),
+    ({"repetition_penalty": 1.1}, "repetition_penalty"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"functions": [{"name": "f"}]}, "functions"),
+    ({"function_call": "auto"}, "function_call"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+    ({"response_format": {}}, "response_format"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ({"store": True}, "store"),
+    ({"service_tier": "flex"}, "service_tier"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+    (_messages(content=[{"type": "image_url", "image_url": {"url": "x"}}]), "messages[0].content[0]"),
+    (_messages(role="assistant", tool_calls=[{"id": "1"}]), "messages[0].tool_calls"),
+    (_messages(role="tool", tool_call_id="1"), "messages[0].tool_call_id"),
+    (_messages(role="assistant", refusal="no"), "messages[0].refusal"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), INVALID, ids=repr)
+def test_invalid_parameters(fields: dict[str, Any], param: str) -> None:
+    error = _error(fields)
+    assert (error.code.value, error.param) == ("invalid_parameter", param)
+    assert error.message.startswith(param)
+
+
+@pytest.mark.parametrize(("fields", "param"), UNSUPPORTED, ids=repr)
+def test_unsupported_parameters(fields: dict[str, Any], param: str) -> None:
+    error = _error(fields)
+    assert (error.code.value, error.param) == ("unsupported_parameter", param)
+    assert error.message.startswith(param)
+
+
+def _error(fields: dict[str, Any]) -> MantlerError:
+    with pytest.raises(MantlerError) as raised:
+        to_generate_request(parse_chat_body(json.dumps({**chat(), **fields}).encode()), "id")
+    return raised.value
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_parameter_is_named_over_http(facade: Facade, stream: bool) -> None:
+    status, body, response = await facade.post(chat(stream=stream, temperature=3))
+    assert status == 400
+    assert body["error"] == {
+        "message": "temperature: must be between 0 and 2, got 3.",
+        "type": "invalid_request_error",
+        "param": "temperature",
+        "code": "invalid_parameter",
+    }
+    assert response.headers["x-request-id"]
+    assert not facade.runtime.requests
+
+
+_json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(fields=st.dictionaries(st.sampled_from(sorted(ChatBody.model_fields)), _json_values, max_size=4))
+def test_any_json_is_a_request_or_a_named_error(fields: dict[str, Any]) -> None:
+    raw = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x"}], **fields}).encode()
+    error: MantlerError | None = None
+    try:
+        to_generate_request(parse_chat_body(raw), "id")
+    except MantlerError as raised:
+        error = raised
+    assert error is None or (error.row.http_status == 400 and error.param)
+
+
+@given(st.binary(max_size=50))
+def test_any_bytes_are_a_request_or_an_error(raw: bytes) -> None:
+    with pytest.raises(MantlerError) as raised:
+        parse_chat_body(raw)
+    assert raised.value.row.http_status == 400

@@ -1,0 +1,237 @@
+"""A runtime server with a scripted backend, for everything above the engine.
+
+It speaks real gRPC on a real port. What it answers is a script: an async generator of the bodies of events, which may
+wait for an ``asyncio.Event`` of the test or raise a ``MantlerError``. Without a script it echoes words::
+
+    async with FakeRuntime() as runtime:
+        runtime.script = my_script          # default: echo
+        client = RuntimeClient(runtime.address)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from mantler import messages as m
+from mantler import wire
+from mantler.client import SERVER_OPTIONS
+from mantler.errors import ErrorCode, MantlerError
+from mantler.grpc_errors import abort
+from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+
+Body = m.Started | m.Delta | m.Finished
+Script = Callable[[m.GenerateRequest], AsyncGenerator[Body, None]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+FINGERPRINT = "fp_fake"
+CONTEXT_LENGTH = 8192
+
+
+def model(model_id: str, state: m.ModelState = m.ModelState.READY) -> m.ModelInfo:
+    """A model of the fake machine."""
+    return m.ModelInfo(
+        id=model_id,
+        state=state,
+        architecture="llama",
+        quantization="int8",
+        parameter_count=134_515_008,
+        context_length=CONTEXT_LENGTH,
+        size_bytes=140_000_000,
+        created_unix_s=1_700_000_000,
+    )
+
+
+def words(prompt: m.Prompt) -> list[str]:
+    """The words of the last message, each with the space before it."""
+    text = (prompt.messages[-1].content or "") if isinstance(prompt, m.ChatPrompt) else str(prompt)
+    return [word if i == 0 else f" {word}" for i, word in enumerate(text.split(" "))]
+
+
+async def echo(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
+    """Says the words of the last message, one token each, up to ``max_tokens``."""
+    spoken = words(request.prompt)
+    limit = request.stop.max_tokens or len(spoken)
+    yield m.Started(request.model, prompt_tokens=len(spoken), fingerprint=FINGERPRINT)
+    for token_id, word in enumerate(spoken[:limit]):
+        yield m.Delta(word, (token_id,))
+    reason = m.FinishReason.LENGTH if limit < len(spoken) else m.FinishReason.STOP
+    yield m.Finished(reason, m.Usage(len(spoken), min(limit, len(spoken))))
+
+
+def failing(error: MantlerError, after: tuple[Body, ...] = ()) -> Script:
+    """A script that says ``after`` and then fails."""
+
+    async def script(_: m.GenerateRequest) -> AsyncGenerator[Body, None]:
+        for body in after:
+            yield body
+        raise error
+
+    return script
+
+
+class Gate:
+    """A script that stops at ``stop_after`` bodies of :func:`echo` until the test opens it."""
+
+    def __init__(self, stop_after: int) -> None:
+        self.stop_after = stop_after
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def __call__(self, request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
+        said = 0
+        async for body in echo(request):
+            if said == self.stop_after:
+                self.reached.set()
+                await self.opened.wait()
+            yield body
+            said += 1
+
+
+class FakeRuntime:
+    """The server. ``active`` counts running generations, and :meth:`idle` waits for there to be none."""
+
+    def __init__(self, address: str = "127.0.0.1:0") -> None:
+        self.address = address
+        self.script: Script = echo
+        self.models = {known.id: known for known in (model("smollm2:135m"), model("org/other:tag"))}
+        self.models["cold:1b"] = model("cold:1b", m.ModelState.STORED)
+        self.requests: list[m.GenerateRequest] = []
+        self.cancelled = 0
+        self.active = 0
+        self._changed = asyncio.Condition()
+        self._server: grpc.aio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.kill()
+
+    async def start(self) -> None:
+        """Listens, after :meth:`kill` on the same port."""
+        server = grpc.aio.server(options=(*SERVER_OPTIONS, ("grpc.so_reuseport", 0)))
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), server)
+        host, _, _ = self.address.rpartition(":")
+        self.address = f"{host}:{server.add_insecure_port(self.address)}"
+        await server.start()
+        self._server = server
+
+    async def kill(self) -> None:
+        """Ends every call and stops listening."""
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    async def idle(self) -> None:
+        """Waits until no generation runs."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.active == 0)
+
+    def known(self, model_id: str) -> m.ModelInfo:
+        """A model of the store. Raises MODEL_NOT_FOUND."""
+        if model_id not in self.models:
+            raise MantlerError(ErrorCode.MODEL_NOT_FOUND, "The model is not known.", param="model")
+        return self.models[model_id]
+
+    def ready(self, model_id: str) -> m.ModelInfo:
+        """A model that answers. Raises MODEL_NOT_FOUND."""
+        found = self.known(model_id)
+        if found.state is not m.ModelState.READY:
+            raise MantlerError(ErrorCode.MODEL_NOT_FOUND, "The model is not loaded.", param="model")
+        return found
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Counts one generation."""
+        self.active += 1
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.active -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+
+class _Generation(generation_pb2_grpc.GenerationServiceServicer):
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self._runtime = runtime
+
+    async def Generate(  # noqa: N802
+        self, request: generation_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        try:
+            wanted = wire.request_from_proto(request)
+            self._runtime.requests.append(wanted)
+            self._runtime.ready(wanted.model)
+            async with self._runtime.running(), contextlib.aclosing(self._runtime.script(wanted)) as bodies:
+                seq = 0
+                async for body in bodies:
+                    yield wire.event_to_proto(m.Event(seq, 0, body))
+                    seq += 1
+        except MantlerError as error:
+            await abort(context, error)
+
+    async def CountTokens(  # noqa: N802
+        self, request: generation_pb2.CountTokensRequest, context: Context
+    ) -> generation_pb2.CountTokensResponse:
+        try:
+            self._runtime.ready(request.model)
+            spoken = words(wire.count_request_from_proto(request))
+        except MantlerError as error:
+            await abort(context, error)
+        ids = range(len(spoken)) if request.include_token_ids else ()
+        return generation_pb2.CountTokensResponse(tokens=len(spoken), context_length=CONTEXT_LENGTH, token_ids=ids)
+
+
+class _Models(model_pb2_grpc.ModelServiceServicer):
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self._runtime = runtime
+
+    async def ListModels(  # noqa: N802
+        self, request: model_pb2.ListModelsRequest, context: Context
+    ) -> model_pb2.ListModelsResponse:
+        models = sorted(self._runtime.models.values(), key=lambda known: known.id)
+        return model_pb2.ListModelsResponse(models=[wire.model_to_proto(known) for known in models])
+
+    async def GetModel(  # noqa: N802
+        self, request: model_pb2.GetModelRequest, context: Context
+    ) -> model_pb2.GetModelResponse:
+        try:
+            known = self._runtime.known(request.model)
+        except MantlerError as error:
+            await abort(context, error)
+        return model_pb2.GetModelResponse(model=wire.model_to_proto(known))
+
+    async def LoadModel(  # noqa: N802
+        self, request: model_pb2.LoadModelRequest, context: Context
+    ) -> AsyncIterator[model_pb2.LoadModelResponse]:
+        try:
+            self._runtime.known(request.model)
+        except MantlerError as error:
+            await abort(context, error)
+        yield wire.progress_to_proto(m.LoadProgress(m.LoadStage.LOADING, 1, 2))
+        ready = self._runtime.models[request.model] = model(request.model)
+        yield wire.progress_to_proto(m.LoadProgress(m.LoadStage.READY, 2, 2, ready))
+
+    async def UnloadModel(  # noqa: N802
+        self, request: model_pb2.UnloadModelRequest, context: Context
+    ) -> model_pb2.UnloadModelResponse:
+        try:
+            self._runtime.ready(request.model)
+        except MantlerError as error:
+            await abort(context, error)
+        self._runtime.models[request.model] = model(request.model, m.ModelState.STORED)
+        return model_pb2.UnloadModelResponse()

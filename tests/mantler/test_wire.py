@@ -1,0 +1,212 @@
+"""Plain values survive the wire, and what they cannot say is refused by name."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc.aio import AioRpcError, Metadata
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mantler import messages as m
+from mantler import wire
+from mantler.errors import TABLE, ErrorCode, MantlerError
+from mantler.grpc_errors import DETAILS_KEY, from_rpc_error, status_code, to_status
+from mantler.v1 import chat_pb2, generation_pb2
+
+texts = st.text(max_size=20)
+uint32 = st.integers(0, 2**32 - 1)
+counts = st.integers(0, 2**31 - 1)
+
+
+def float32(low: float, high: float) -> st.SearchStrategy[float]:
+    return st.floats(low, high, width=32)
+
+
+turns = st.builds(m.ChatMessage, st.sampled_from(m.Role), st.none() | texts, st.none() | texts)
+prompts = st.one_of(
+    st.lists(turns, min_size=1, max_size=4).map(lambda made: m.ChatPrompt(tuple(made))),
+    texts.map(m.TextPrompt),
+    st.lists(uint32, min_size=1, max_size=5).map(lambda ids: m.TokenPrompt(tuple(ids))),
+)
+sampling = st.builds(
+    m.SamplingParams,
+    temperature=float32(0, 2),
+    top_p=float32(0.001953125, 1),
+    top_k=counts,
+    min_p=float32(0, 1),
+    seed=st.none() | st.integers(0, 2**64 - 1),
+)
+stops = st.builds(
+    m.StopParams,
+    max_tokens=st.none() | st.just(2**31 - 1),
+    min_tokens=counts,
+    stop_strings=st.lists(st.text(min_size=1, max_size=9), max_size=16).map(tuple),
+    stop_token_ids=st.lists(uint32, max_size=5).map(tuple),
+    ignore_eos=st.booleans(),
+)
+ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=128)
+requests = st.builds(m.GenerateRequest, ids, st.text(min_size=1, max_size=9), prompts, sampling, stops)
+
+usages = st.builds(m.Usage, counts, counts, counts)
+bodies = st.one_of(
+    st.builds(m.Started, texts, counts, counts, texts),
+    st.builds(m.Delta, texts, st.lists(uint32, max_size=4).map(tuple)),
+    st.builds(m.Finished, st.sampled_from(m.FinishReason), usages, st.none() | texts, st.none()),
+    st.builds(m.Finished, st.sampled_from(m.FinishReason), usages, st.none(), st.none() | uint32),
+)
+deployments = st.builds(m.Deployment, counts, counts, counts, counts, counts, st.integers(0, 2**63), texts)
+models = st.builds(
+    m.ModelInfo,
+    id=texts,
+    state=st.sampled_from(m.ModelState),
+    architecture=texts,
+    quantization=texts,
+    parameter_count=st.integers(0, 2**63),
+    context_length=counts,
+    size_bytes=st.integers(0, 2**63),
+    created_unix_s=st.integers(0, 2**32),
+    deployment=st.none() | deployments,
+)
+
+
+@given(requests)
+def test_requests(request: m.GenerateRequest) -> None:
+    raw = wire.request_to_proto(request).SerializeToString()
+    assert wire.request_from_proto(generation_pb2.GenerateRequest.FromString(raw)) == request
+
+
+@given(st.builds(m.Event, st.integers(0, 2**63), counts, bodies))
+def test_events(event: m.Event) -> None:
+    raw = wire.event_to_proto(event).SerializeToString()
+    assert wire.event_from_proto(generation_pb2.GenerateResponse.FromString(raw)) == event
+
+
+@given(models)
+def test_models(model: m.ModelInfo) -> None:
+    assert wire.model_from_proto(wire.model_to_proto(model)) == model
+
+
+@given(st.builds(m.LoadProgress, st.sampled_from(m.LoadStage), counts, counts, st.none() | models))
+def test_progress(progress: m.LoadProgress) -> None:
+    assert wire.progress_from_proto(wire.progress_to_proto(progress)) == progress
+
+
+@pytest.mark.parametrize("prompt", [m.TextPrompt("a"), m.ChatPrompt((m.ChatMessage(m.Role.USER, "b"),))])
+def test_prompts_to_count(prompt: m.ChatPrompt | m.TextPrompt) -> None:
+    message = wire.count_request_to_proto("model", prompt, include_token_ids=True)
+    assert (message.model, message.include_token_ids) == ("model", True)
+    assert wire.count_request_from_proto(message) == prompt
+
+
+def test_fields_that_are_not_set_mean_the_default() -> None:
+    message = generation_pb2.GenerateRequest(request_id="r", model="x", text="hi")
+    assert wire.request_from_proto(message) == m.GenerateRequest("r", "x", m.TextPrompt("hi"))
+
+
+def test_an_event_of_the_future_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown event"):
+        wire.event_from_proto(generation_pb2.GenerateResponse(seq=1))
+
+
+UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
+    ("n", {"n": 2}),
+    ("logprobs", {"logprobs": {}}),
+    ("json_schema", {"json_schema": "{}"}),
+    ("json_object", {"json_object": {}}),
+    ("regex", {"regex": "a"}),
+    ("grammar", {"grammar": "a"}),
+    ("choice", {"choice": {"values": ["a"]}}),
+    ("priority", {"priority": 1}),
+    ("resume", {"resume": {}}),
+    ("cache_salt", {"cache_salt": "s"}),
+    ("presence_penalty", {"sampling": {"presence_penalty": 1}}),
+    ("frequency_penalty", {"sampling": {"frequency_penalty": 1}}),
+    ("repetition_penalty", {"sampling": {"repetition_penalty": 2}}),
+    ("logit_bias", {"sampling": {"logit_bias": {1: 2}}}),
+    ("tools", {"chat": {"messages": [{"role": 3}], "tools": [{"name": "f"}]}}),
+    ("tool_choice", {"chat": {"messages": [{"role": 3}], "tool_choice": {"mode": 1}}}),
+    ("messages[0].tool_calls", {"chat": {"messages": [{"role": 4, "tool_calls": [{"id": "1"}]}]}}),
+    ("messages[0].tool_call_id", {"chat": {"messages": [{"role": 5, "tool_call_id": "1"}]}}),
+    ("messages[0].content", {"chat": {"messages": [{"role": 3, "content": [{"image": {"uri": "x"}}]}]}}),
+]
+
+
+@pytest.mark.parametrize(("param", "fields"), UNSUPPORTED, ids=[param for param, _ in UNSUPPORTED])
+def test_what_is_not_supported_yet_is_refused_by_name(param: str, fields: dict[str, Any]) -> None:
+    prompt: dict[str, Any] = {} if "chat" in fields else {"text": "hi"}
+    with pytest.raises(MantlerError) as raised:
+        wire.request_from_proto(generation_pb2.GenerateRequest(request_id="r", model="x", **prompt, **fields))
+    assert (raised.value.code, raised.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
+
+
+@pytest.mark.parametrize(
+    ("param", "message"),
+    [
+        ("prompt", generation_pb2.GenerateRequest(request_id="r", model="x")),
+        ("request_id", generation_pb2.GenerateRequest(model="x", text="a")),
+        ("model", generation_pb2.GenerateRequest(request_id="r", text="a")),
+        ("messages", generation_pb2.GenerateRequest(request_id="r", model="x", chat=chat_pb2.ChatPrompt())),
+        ("messages[0].role", generation_pb2.GenerateRequest(request_id="r", model="x", chat={"messages": [{}]})),  # type: ignore[arg-type]
+    ],
+)
+def test_invalid_requests(param: str, message: generation_pb2.GenerateRequest) -> None:
+    with pytest.raises(MantlerError) as raised:
+        wire.request_from_proto(message)
+    assert (raised.value.code, raised.value.param) == (ErrorCode.INVALID_PARAMETER, param)
+
+
+def test_every_code_has_a_row_with_known_statuses() -> None:
+    assert TABLE.keys() == set(ErrorCode)
+    for row in TABLE.values():
+        assert row.grpc_status in grpc.StatusCode.__members__
+        assert 400 <= row.http_status <= 599
+
+
+def received(status: grpc.StatusCode, details: bytes | None = None, text: str = "secret") -> AioRpcError:
+    trailing = Metadata() if details is None else Metadata((DETAILS_KEY, details))
+    return AioRpcError(status, Metadata(), trailing, text, "")
+
+
+@given(
+    code=st.sampled_from(ErrorCode),
+    message=texts,
+    param=st.none() | st.text(min_size=1, max_size=9),
+    retry_after_s=st.none() | st.integers(0, 10**6).map(lambda ms: ms / 1000),
+)
+def test_errors(code: ErrorCode, message: str, param: str | None, retry_after_s: float | None) -> None:
+    error = MantlerError(code, message, param=param, retry_after_s=retry_after_s)
+    back = from_rpc_error(received(status_code(error), to_status(error).SerializeToString()))
+    assert (back.code, back.message, back.param) == (code, message, param)
+    assert back.retry_after_s == (None if retry_after_s is None else pytest.approx(retry_after_s, abs=1e-8))
+
+
+@pytest.mark.parametrize("status", list(grpc.StatusCode))
+def test_a_strangers_status_keeps_its_words_to_itself(status: grpc.StatusCode) -> None:
+    error = from_rpc_error(received(status))
+    assert "secret" not in error.message
+    assert isinstance(error.code, ErrorCode)
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff", b"", status_pb2.Status(message="x").SerializeToString()])
+def test_details_that_are_not_ours(raw: bytes) -> None:
+    error = from_rpc_error(received(grpc.StatusCode.UNAVAILABLE, raw))
+    assert error.code is ErrorCode.MACHINE_OFFLINE
+
+
+def test_a_reason_of_the_future_falls_back_to_its_status() -> None:
+    status = status_pb2.Status(code=14)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="new_in_v9", domain="mantler"))
+    raw = status.SerializeToString()
+    error = from_rpc_error(received(grpc.StatusCode.UNAVAILABLE, raw))
+    assert error.code is ErrorCode.MACHINE_OFFLINE
+
+
+def test_float32_rounding_is_all_that_the_wire_changes() -> None:
+    request = m.GenerateRequest("r", "x", m.TextPrompt("a"), m.SamplingParams(temperature=0.7))
+    back = wire.request_from_proto(wire.request_to_proto(request))
+    assert back.sampling.temperature == struct.unpack("f", struct.pack("f", 0.7))[0]
