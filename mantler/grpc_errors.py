@@ -7,6 +7,8 @@ reason and the parameter in its metadata, and ``RetryInfo`` where a retry makes 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -62,11 +64,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
 
     A status without our details comes from gRPC itself or from a stranger: its text is not passed on.
     """
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            known = _from_details(value)
-            if known is not None:
-                return known
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    details = dict(metadata).get(DETAILS_KEY)
+    if isinstance(details, bytes) and (known := _from_details(details)) is not None:
+        return known
     code, message = _FALLBACK.get(error.code(), (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
     retry_after_s = 1.0 if TABLE[code].retryable and code is not ErrorCode.DEADLINE_EXCEEDED else None
     return MantlerError(code, message, retry_after_s=retry_after_s)

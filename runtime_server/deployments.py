@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from mantler.config import RuntimeSettings
@@ -87,7 +87,7 @@ class Deployments:
                 return info
         raise MantlerError(ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not on this machine.", param="model")
 
-    async def load(self, name: str, *, pull: bool) -> AsyncIterator[LoadProgress]:
+    async def load(self, name: str, *, pull: bool) -> AsyncGenerator[LoadProgress, None]:
         """Brings a model into memory and reports on it; the last report has the stage READY.
 
         Closing the iterator leaves the load running. Raises ``MantlerError`` where the model is not stored and must

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # set at run time
 from grpc_reflection.v1alpha import reflection
 
 from mantler.client import SERVER_OPTIONS
@@ -57,9 +57,7 @@ class RuntimeServer:
             # Without it a second server on the same port would share its connections silently.
             options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", MAX_STREAMS)],
         )
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
-            GenerationServicer(self._deployments), self._server
-        )
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(self._deployments), self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._deployments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (GENERATION, MODEL, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Items
 
 from mantler.errors import MantlerError
@@ -47,7 +47,7 @@ class Generation:
         self._error: MantlerError | None = None
         self._completion_tokens = 0
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Started, Deltas, Finished. Closing the iterator frees the sequence's slot.
 
         Raises ``MantlerError`` where the queue is full or the engine fails.
@@ -77,7 +77,7 @@ class Generation:
         self._error = error
         self._wake.set()
 
-    async def _bodies(self) -> AsyncIterator[Started | Delta | Finished]:
+    async def _bodies(self) -> AsyncGenerator[Started | Delta | Finished, None]:
         await self._wake.wait()
         if not self._admitted:
             raise self._error or RuntimeError("a sequence that was not admitted has tokens")

@@ -56,4 +56,5 @@ def uniform(
     zero = np.zeros_like(positions)
     words = philox4x32(np.stack([positions, choices, zero, zero]), np.stack([seeds & _LOW, seeds >> _SHIFT]))
     bits = (words[0] << np.uint64(21)) | (words[1] >> np.uint64(11))
-    return bits.astype(np.float64) * 2.0**-53
+    numbers: NDArray[np.float64] = bits.astype(np.float64) * 2.0**-53
+    return numbers

@@ -22,8 +22,9 @@ Output ``logits`` is fp32 ``[R, vocab_size]``. The contrib operators are describ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -243,7 +244,7 @@ class _GraphBuilder:
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         long, short = TensorProto.INT64, TensorProto.INT32
-        shapes: list[tuple[str, int, list[str]]] = [
+        shapes: list[tuple[str, int, Sequence[str]]] = [
             ("input_ids", long, ["T"]),
             ("query_rows", long, ["B", "S"]),
             ("packed_rows", long, ["T"]),
@@ -260,14 +261,14 @@ class _GraphBuilder:
         return [logits, *self._caches("present")]
 
     def _caches(self, when: str) -> list[onnx.ValueInfoProto]:
-        shape = ["B", self._config.kv_heads, "C", self._config.head_dim]
+        shape: list[str | int | None] = ["B", self._config.kv_heads, "C", self._config.head_dim]
         return [
             helper.make_tensor_value_info(f"{when}_{kind}.{layer}", TensorProto.FLOAT, shape)
             for layer in range(self._config.layers)
             for kind in ("key", "value")
         ]
 
-    def _node(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: object) -> str:
+    def _node(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         self._nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
         return output
 

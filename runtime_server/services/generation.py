@@ -33,7 +33,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 async for event in events:
                     await context.write(wire.event_to_proto(event))
 
-    async def CountTokens(  # type: ignore[override]  # noqa: N802
+    async def CountTokens(  # noqa: N802
         self, request: generation_pb2.CountTokensRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> generation_pb2.CountTokensResponse:
         """See the proto."""

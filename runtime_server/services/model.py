@@ -19,7 +19,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     def __init__(self, deployments: Deployments) -> None:
         self._deployments = deployments
 
-    async def ListModels(  # type: ignore[override]  # noqa: N802
+    async def ListModels(  # noqa: N802
         self, request: model_pb2.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> model_pb2.ListModelsResponse:
         """See the proto."""
@@ -28,7 +28,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             response.models.extend(wire.model_to_proto(model) for model in await self._deployments.models())
         return response
 
-    async def GetModel(  # type: ignore[override]  # noqa: N802
+    async def GetModel(  # noqa: N802
         self, request: model_pb2.GetModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> model_pb2.GetModelResponse:
         """See the proto."""
@@ -48,7 +48,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             async for progress in reports:
                 await context.write(wire.progress_to_proto(progress))
 
-    async def UnloadModel(  # type: ignore[override]  # noqa: N802
+    async def UnloadModel(  # noqa: N802
         self, request: model_pb2.UnloadModelRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> model_pb2.UnloadModelResponse:
         """See the proto."""

@@ -12,7 +12,7 @@ from runtime_server.models.manifest import Manifest
 from tests import golden
 from tests.conftest import model_folder
 
-pytestmark = [pytest.mark.model, golden.needs_golden]
+pytestmark = pytest.mark.model
 
 CHUNK = 128
 MARGIN = 0.5
@@ -40,7 +40,7 @@ def greedy_answer(backend: CpuBackend, slot: int, prompt_ids: list[int], length:
 
 def test_greedy_answers_are_the_reference_where_it_is_certain(backend: CpuBackend) -> None:
     wrong = []
-    for number, entry in enumerate(golden.greedy()):
+    for number, entry in enumerate(golden.conversations()):
         expected = entry.certain(MARGIN)
         if greedy_answer(backend, number % backend.slots, entry.prompt_ids, len(expected)) != expected:
             wrong.append(number)

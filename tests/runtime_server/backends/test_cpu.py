@@ -60,7 +60,8 @@ def feed(device: CpuBackend, slot: int, tokens: Sequence[int], chunk: int = CHUN
     for start in range(0, len(tokens), chunk):
         part = tokens[start : start + chunk]
         result = device.run([Chunk(slot, start, part, start + len(part) == len(tokens))])
-    return result[0].copy()
+    row: NDArray[np.float32] = result[0].copy()
+    return row
 
 
 @pytest.mark.parametrize("name", CONFIGS)

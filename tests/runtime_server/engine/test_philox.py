@@ -23,7 +23,10 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, ...], expected:
 
 
 def _uniform(seeds: list[int], choices: list[int], positions: list[int]) -> list[float]:
-    return uniform(np.array(seeds, np.uint64), np.array(choices, np.uint64), np.array(positions, np.uint64)).tolist()
+    numbers: list[float] = uniform(
+        np.array(seeds, np.uint64), np.array(choices, np.uint64), np.array(positions, np.uint64)
+    ).tolist()
+    return numbers
 
 
 def test_a_number_does_not_depend_on_its_neighbours() -> None:
