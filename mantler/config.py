@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.config import JsonDict
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -25,7 +26,7 @@ from mantler.tenancy.keys import MIN_SECRET_CHARS, PREFIX, is_well_formed
 
 ENV_PREFIX = "MANTLER_"
 CONFIG_FILE = "config.toml"
-SECRET = {"secret": True}
+SECRET: JsonDict = {"secret": True}
 """``json_schema_extra`` of a field that has no flag, because other users of a machine can read its processes' flags."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
