@@ -132,8 +132,9 @@ def _refuse_unsupported(body: ChatBody) -> None:
             raise invalid("stream_options", "is only allowed when stream is true.")
         name = "stream_options.include_obfuscation"
         refuse(name, body.stream_options.include_obfuscation, NO_OPS[name])
-    for name in type(body).model_fields.keys() & NO_OPS.keys():
-        refuse(name, getattr(body, name), NO_OPS[name])
+    for name, no_op in NO_OPS.items():
+        if "." not in name:
+            refuse(name, getattr(body, name), no_op)
 
 
 def _turn(where: str, turn: MessageBody) -> ChatMessage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -54,28 +55,50 @@ async def test_many_clients_that_leave(facade: Facade) -> None:
     await asyncio.wait(clients)
 
 
-async def test_a_reader_that_stops_reading_holds_the_runtime_back(facade: Facade) -> None:
-    said = 0
+class Endless:
+    """A script that never ends by itself."""
 
-    async def endless(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
-        nonlocal said
+    def __init__(self) -> None:
+        self.said = 0
+
+    async def __call__(self, request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
         yield m.Started(request.model, 1)
         while True:
             yield m.Delta("x" * 10_000, (1,))
-            said += 1
+            self.said += 1
 
-    facade.runtime.script = endless
+
+@pytest.mark.parametrize("changes", [{"request_timeout_s": 0.5}])
+async def test_a_reader_that_takes_nothing_is_cut_off_at_the_deadline(
+    facade: Facade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facade.sse.CLOSE_TIMEOUT_S", 0.1)
+    facade.runtime.script = Endless()
+    reader, writer = await asyncio.open_connection("127.0.0.1", facade.port, limit=2**16)
+    writer.write(raw_request(chat(stream=True)))
+    await reader.readuntil(b"data: ")
+    await asyncio.wait_for(facade.runtime.idle(), 5)
+    tail = b""
+    with contextlib.suppress(ConnectionError):
+        while block := await asyncio.wait_for(reader.read(2**20), 5):
+            tail = (tail + block)[-1000:]
+    assert b"[DONE]" not in tail
+    writer.close()
+
+
+async def test_a_reader_that_stops_reading_holds_the_runtime_back(facade: Facade) -> None:
+    script = facade.runtime.script = Endless()
     reader, writer = await asyncio.open_connection("127.0.0.1", facade.port, limit=2**16)
     writer.write(raw_request(chat(stream=True)))
     await reader.readuntil(b"data: ")
     before = -1
     async with asyncio.timeout(20):
-        while said > before:  # until it stands still: all buffers in between are full
-            before = said
+        while script.said > before:  # until it stands still: all buffers in between are full
+            before = script.said
             await facade.get("/v1/models")
             await asyncio.sleep(0.3)
     assert facade.runtime.active == 1
-    assert said < 10_000
+    assert script.said < 10_000
     writer.transport.abort()
     await asyncio.wait_for(facade.runtime.idle(), 5)
 
