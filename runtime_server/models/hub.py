@@ -37,13 +37,13 @@ def download_repo(origin: HubRepo, folder: Path, report: Callable[[int, int], No
     # Slow to import, and only pulls from the hub need it.
     import httpx2
     import huggingface_hub
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     try:
         info = huggingface_hub.HfApi().model_info(origin.repo, revision=origin.revision, files_metadata=True)

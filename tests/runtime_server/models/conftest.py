@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime_server.models.source import open_source
+from runtime_server.models.tokenizer import Tokenizer
+from tests.default_model import default_gguf
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's file."""
+    return default_gguf()
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The default model's tokenizer, stored and loaded again."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    open_source(smollm2_gguf).tokenizer.save(folder)
+    return Tokenizer.load(folder)
