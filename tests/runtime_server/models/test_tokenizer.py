@@ -212,7 +212,7 @@ def test_the_reference_renderer_agrees_on_what_templates_use() -> None:
 """
     messages = (ChatMessage(Role.SYSTEM, "s"), ChatMessage(Role.USER, "<b> é"), ChatMessage(Role.ASSISTANT, "x"))
     turns = [{"role": m.role.value, "content": m.content} for m in messages]
-    expected = render_jinja_template([turns], chat_template=source, add_generation_prompt=True)[0]
+    expected: object = render_jinja_template([turns], chat_template=source, add_generation_prompt=True)[0]
     assert [ChatTemplate(source, {}).render(messages)] == expected
 
 
