@@ -15,7 +15,7 @@ from mantler.cli.checks import Finding, Status
 from mantler.cli.errors import EXIT_FAILED, BadUsage
 from mantler.cli.options import json_option, settings_options
 from mantler.cli.settings import read
-from mantler.cli.terminal import print_json
+from mantler.cli.terminal import print_json, style
 from mantler.config import FacadeSettings, RuntimeSettings
 
 _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
@@ -56,7 +56,10 @@ def _checks(flags: dict[str, object]) -> Iterable[Iterable[Finding]]:
     except BadUsage as error:
         yield [Finding("settings", Status.FAIL, error.message, error.hint)]
         return
-    yield checks.home(runtime.home)
+    home = list(checks.home(runtime.home))
+    yield home
+    if any(finding.status is Status.FAIL for finding in home):
+        return
     yield checks.model_store(runtime.models_dir, runtime.model)
     yield asyncio.run(_keys(facade)) if (runtime.home / "mantler.db").exists() else _no_keys()
     yield checks.service("runtime", runtime.runtime, "--runtime", _asked(probe.runtime_serves, runtime.runtime))
@@ -85,7 +88,7 @@ async def _keys(settings: FacadeSettings) -> list[Finding]:
 
 
 def _show(finding: Finding) -> None:
-    status = click.style(f"{finding.status.value:4}", fg=_COLORS[finding.status], bold=True)
+    status = style(f"{finding.status.value:4}", _COLORS[finding.status], bold=True)
     click.echo(f"{status}  {finding.check:11}  {finding.detail}")
     if finding.hint:
         click.echo(f"      {'':11}  hint: {finding.hint}")

@@ -6,6 +6,8 @@ from typing import IO, Any
 
 import click
 
+from mantler.cli.terminal import style
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -39,8 +41,8 @@ class BadUsage(CliError):  # noqa: N818 - it reads as what it is
 
 def show_error(message: str, hint: str | None, details: tuple[str, ...] = (), file: IO[Any] | None = None) -> None:
     """Prints an error with its hint, on stderr if no file is given."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", file=file, err=True)
+    click.echo(f"{style('error:', 'red', bold=True)} {message}", file=file, err=True)
     for line in details:
         click.echo(f"  {line}", file=file, err=True)
     if hint:
-        click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {hint}", file=file, err=True)
+        click.echo(f"{style('hint:', 'cyan', bold=True)} {hint}", file=file, err=True)

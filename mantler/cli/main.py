@@ -14,8 +14,6 @@ from mantler.errors import MantlerError
 from runtime_server.models.errors import PullError
 
 EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
-"""What a shell shows for a process that SIGPIPE ended."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,7 +48,7 @@ def run(arguments: list[str]) -> int:
     """Runs the command and returns its exit code."""
     logs.configure_brief()
     try:
-        code = cli.main(arguments, prog_name="mantler", standalone_mode=False, color=_color())
+        code = cli.main(arguments, prog_name="mantler", standalone_mode=False)
         sys.stdout.flush()
     except CliError as error:
         error.show()
@@ -74,9 +72,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader has left. Python would flush stdout once more at the end and complain: give it another one.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return EXIT_FAILED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        show_error(f"{error.filename}: {error.strerror}", "`mantler doctor` looks for causes")
+        return EXIT_FAILED
     return code if isinstance(code, int) else 0
-
-
-def _color() -> bool | None:
-    return False if os.environ.get("NO_COLOR") else None

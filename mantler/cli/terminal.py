@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
 import click
+
+
+def style(text: str, color: str | None = None, *, bold: bool = False, dim: bool = False) -> str:
+    """``text`` for a terminal. click takes the colours out where there is none; NO_COLOR (https://no-color.org) here."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=color, bold=bold or None, dim=dim or None)
 
 
 def note(text: str) -> None:
@@ -26,7 +32,7 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     def line(cells: Sequence[str]) -> str:
         return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
-    click.secho(line(headers), bold=True)
+    click.echo(style(line(headers), bold=True))
     for row in rows:
         click.echo(line(row))
 

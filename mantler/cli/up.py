@@ -17,7 +17,7 @@ from mantler.cli.errors import BadUsage, CliError
 from mantler.cli.options import as_arguments, settings_options
 from mantler.cli.settings import read
 from mantler.cli.supervisor import Limits, Service, StartError, Supervisor
-from mantler.cli.terminal import note
+from mantler.cli.terminal import note, style
 from mantler.config import FacadeSettings, RuntimeSettings, UpSettings, split_address
 
 EXIT_KILLED = 130
@@ -162,13 +162,13 @@ def _services(flags: dict[str, object], addresses: Addresses) -> list[Service]:
 
 
 def _report(text: str) -> None:
-    note(f"{click.style('mantler', fg='yellow')} | {text}")
+    note(f"{style('mantler', 'yellow')} | {text}")
 
 
 def _echo(raw: bool) -> Callable[[str, str], None]:
     """Prints a child's line; ``raw`` without its name, so that JSON lines stay JSON."""
 
     def echo(name: str, line: str) -> None:
-        note(line if raw else f"{click.style(f'{name:7}', dim=True)} | {line}")
+        note(line if raw else f"{style(f'{name:7}', dim=True)} | {line}")
 
     return echo

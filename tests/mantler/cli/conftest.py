@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mantler.cli.main import run
-from tests.fake_runtime import FakeRuntime
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,3 @@ def mantler(capsys: pytest.CaptureFixture[str]) -> Iterator[Mantler]:
     yield call
     root.handlers[:] = handlers
     root.setLevel(level)
-
-
-@pytest.fixture
-async def runtime() -> AsyncIterator[FakeRuntime]:
-    """A runtime that answers what it was asked."""
-    async with FakeRuntime() as fake:
-        yield fake

@@ -1,0 +1,159 @@
+"""``mantler doctor`` and its checks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from mantler.cli import checks, ports
+from mantler.cli.checks import Status
+from mantler.cli.errors import CliError
+from tests.mantler.cli.conftest import Mantler
+
+
+@pytest.fixture(autouse=True)
+def free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses that nobody serves at."""
+    monkeypatch.setenv("MANTLER_HTTP", ports.claim("127.0.0.1:0", "--http"))
+    monkeypatch.setenv("MANTLER_RUNTIME", ports.claim("127.0.0.1:0", "--runtime"))
+
+
+def findings(result: str) -> dict[str, list[dict[str, str]]]:
+    """Findings by check."""
+    by_check: dict[str, list[dict[str, str]]] = {}
+    for finding in json.loads(result):
+        by_check.setdefault(finding["check"], []).append(finding)
+    return by_check
+
+
+def test_a_fresh_machine_is_well(mantler: Mantler) -> None:
+    result = mantler("doctor", "--json")
+    assert result.code == 0, result.out
+    found = findings(result.out)
+    assert set(found) == {"mantler", "onnxruntime", "cpu", "memory", "home", "models", "keys", "runtime", "facade"}
+    assert "CPU" in found["onnxruntime"][0]["detail"]
+    assert found["models"][-1]["status"] == "warn"
+    assert "mantler pull smollm2:135m" in found["models"][-1]["hint"]
+    assert found["runtime"][0]["detail"].startswith("not running; 127.0.0.1:")
+
+
+def test_people_get_lines_and_hints(mantler: Mantler) -> None:
+    result = mantler("doctor")
+    assert result.code == 0
+    assert "warn  models       smollm2:135m is not stored\n" in result.out
+    assert "hint: `mantler pull smollm2:135m`" in result.out
+
+
+def test_a_busy_port_is_broken(mantler: Mantler) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = mantler("doctor", "--http", address, "--json")
+    assert result.code == 1
+    facade = findings(result.out)["facade"][0]
+    assert facade["status"] == "fail"
+    assert f"{address} is in use by another process" in facade["detail"]
+
+
+def test_a_bad_settings_file_is_broken(mantler: Mantler, home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text("max_batch = 0\n")
+    result = mantler("doctor", "--json")
+    assert result.code == 1
+    assert "max_batch in" in findings(result.out)["settings"][0]["detail"]
+
+
+def test_a_damaged_model_is_broken(mantler: Mantler, home: Path) -> None:
+    folder = home / "models" / "smollm2" / "135m"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{")
+    result = mantler("doctor", "--json")
+    assert result.code == 1
+    assert findings(result.out)["models"][-1]["status"] == "fail"
+
+
+def test_a_broken_database_is_broken(mantler: Mantler, home: Path) -> None:
+    home.mkdir()
+    (home / "mantler.db").write_bytes(b"this is no database" * 100)
+    result = mantler("doctor", "--json")
+    assert result.code == 1
+    assert "cannot be reached" in findings(result.out)["keys"][0]["detail"]
+
+
+def test_a_home_that_is_a_file_is_broken(mantler: Mantler, home: Path) -> None:
+    home.write_text("")
+    result = mantler("doctor", "--json")
+    assert result.code == 1
+    assert findings(result.out)["home"][0]["status"] == "fail"
+
+
+def test_little_memory_is_a_warning() -> None:
+    (finding,) = checks.memory(lambda: 10**9)
+    assert (finding.status, finding.detail) == (Status.WARN, "1.0 GB free")
+    assert finding.hint
+
+
+def test_a_service_that_serves_is_well() -> None:
+    (finding,) = checks.service("runtime", "127.0.0.1:1", "--runtime", lambda: True)
+    assert (finding.status, finding.detail) == (Status.OK, "serves at 127.0.0.1:1")
+
+
+def test_a_port_of_nobody_is_claimed_and_port_0_becomes_one() -> None:
+    address = ports.claim("127.0.0.1:0", "--http")
+    assert not address.endswith(":0")
+    assert ports.claim(address, "--http") == address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_busy_port_names_the_flag_and_another_port(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CliError, match=rf"^--http: {host}:{port} is in use by another process$") as caught:
+            ports.claim(f"{host}:{port}", "--http")
+    assert caught.value.hint is not None
+    assert "another port: --http" in caught.value.hint
+
+
+def test_a_port_with_connections_that_just_closed_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "127.0.0.1:%d" % server.getsockname()[1]
+        client = socket.create_connection(server.getsockname())
+        served, _ = server.accept()
+        served.close()  # the side that closes first keeps the port in TIME_WAIT
+        client.close()
+    assert ports.claim(address, "--http") == address
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("host.invalid:80", "is not a known host"), ("203.0.113.1:80", "is no address of this machine")],
+)
+def test_an_address_of_elsewhere(address: str, words: str) -> None:
+    with pytest.raises(CliError, match=words):
+        ports.claim(address, "--http")
+
+
+@pytest.mark.parametrize(
+    ("address", "reached"),
+    [("0.0.0.0:80", "127.0.0.1:80"), ("[::]:80", "[::1]:80"), ("10.0.0.1:80", "10.0.0.1:80")],
+)
+def test_where_a_server_is_reached(address: str, reached: str) -> None:
+    assert ports.reachable(address) == reached
+
+
+async def test_a_facade_that_answers_nonsense_does_not_serve() -> None:
+    from mantler.cli.probe import facade_serves
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"nonsense\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        assert not await facade_serves(f"{host}:{port}")

@@ -1,0 +1,83 @@
+"""``mantler models`` and the progress of a pull."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from mantler.cli.progress import PullProgress
+from mantler.cli.terminal import human_bytes
+from mantler.messages import LoadProgress, LoadStage
+from tests.fake_runtime import FakeRuntime
+from tests.mantler.cli.conftest import Mantler, Result
+
+
+async def mantler_process(*arguments: str) -> Result:
+    """Runs the command as a child, beside a server of this process."""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "mantler", *arguments, stdout=-1, stderr=-1)
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    return Result(process.returncode or 0, out.decode(), err.decode())
+
+
+def test_an_empty_store(mantler: Mantler) -> None:
+    result = mantler("models")
+    assert (result.code, result.out) == (0, "")
+    assert "`mantler pull smollm2:135m`" in result.err
+    assert json.loads(mantler("models", "--json").out) == []
+
+
+def test_removing_what_is_not_there(mantler: Mantler) -> None:
+    result = mantler("models", "remove", "a:1")
+    assert result.code == 1
+    assert result.err == "error: a:1 is not in the store\nhint: `mantler models` lists what is\n"
+
+
+async def test_the_models_of_a_runtime() -> None:
+    async with FakeRuntime() as runtime:
+        as_json = await mantler_process("models", "--remote", "--json", "--runtime", runtime.address)
+        as_table = await mantler_process("models", "--remote", "--runtime", runtime.address)
+    models = {model["id"]: model["state"] for model in json.loads(as_json.out)}
+    assert models == {"cold:1b": "stored", "org/other:tag": "ready", "smollm2:135m": "ready"}
+    assert as_table.out.splitlines()[1].split() == ["cold:1b", "stored", "8192"]
+
+
+async def test_a_runtime_that_is_not_there() -> None:
+    result = await mantler_process("models", "--remote", "--runtime", "127.0.0.1:1")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("error: 127.0.0.1:1: The machine is offline")
+    assert "\nhint: `mantler up`" in result.err
+
+
+def reports() -> list[LoadProgress]:
+    """A short pull."""
+    return [
+        LoadProgress(LoadStage.DOWNLOADING, 0, 2_000_000),
+        LoadProgress(LoadStage.DOWNLOADING, 1_000_000, 2_000_000),
+        LoadProgress(LoadStage.CONVERTING, 0, 0),
+        LoadProgress(LoadStage.CONVERTING, 5, 5),
+    ]
+
+
+def test_a_bar_in_a_terminal() -> None:
+    screen = io.StringIO()
+    with PullProgress("a:1", Console(file=screen, force_terminal=True, width=100)) as progress:
+        for report in reports():
+            progress.show(report)
+    assert "converting a:1" in screen.getvalue()
+
+
+def test_a_line_per_stage_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with PullProgress("a:1", Console(file=io.StringIO())) as progress:
+        for report in reports():
+            progress.show(report)
+    assert capsys.readouterr().err == "downloading a:1 (2.0 MB)\nconverting a:1\n"
+
+
+def test_bytes_for_people() -> None:
+    sizes = {0: "0 B", 999: "999 B", 1000: "1.0 kB", 93_000_000: "93.0 MB", 538_000_000: "538 MB", 999_999: "1.0 MB"}
+    assert {count: human_bytes(count) for count in sizes} == sizes
