@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from facade.admission import Admission
 from facade.errors import translate_errors
@@ -27,6 +28,9 @@ CLOSE_TIMEOUT_S = 5.0
 """How long connections may take to close once their requests are done."""
 
 _log = logging.getLogger("facade")
+_http_log = logging.getLogger("facade.http")
+# What is no HTTP is not our failure, and aiohttp's message about it quotes the bytes, which may be a prompt's.
+_http_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
 def create_app(settings: FacadeSettings, *, client: RuntimeClient, keys: KeyStore) -> web.Application:
@@ -64,7 +68,9 @@ async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
                 _log.warning("the bootstrap key was revoked and stays so: choose another one")
         app = create_app(settings, client=client, keys=keys)
         # A handler is cancelled when its client leaves; that frees the runtime's slot.
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_TIMEOUT_S)
+        runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, logger=_http_log, shutdown_timeout=CLOSE_TIMEOUT_S
+        )
         await runner.setup()
         try:
             host, port = split_address(settings.http)

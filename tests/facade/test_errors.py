@@ -346,3 +346,16 @@ async def test_model_states_are_seen_at_once(facade: Facade) -> None:
     facade.runtime.models[MODEL] = model(MODEL, m.ModelState.LOADING)
     _, body, _ = await facade.get("/v1/models")
     assert [each["id"] for each in body["data"]] == ["org/other:tag"]
+
+
+async def test_broken_http_is_refused_and_not_quoted_in_the_log(
+    facade: Facade, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    for raw in (b"SECRET\r\n\r\n", f"{head}Transfer-Encoding: chunked\r\n\r\nSECRET\r\n".encode()):
+        reader, writer = await asyncio.open_connection("127.0.0.1", facade.port)
+        writer.write(raw)
+        assert (await reader.readline()).split()[1] == b"400"
+        writer.close()
+    assert "SECRET" not in caplog.text
+    assert (await facade.post(chat()))[0] == 200
