@@ -100,6 +100,9 @@ class DeployedModel:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _sequence(self, request: GenerateRequest, prompt_ids: list[int]) -> Sequence:
+        if not prompt_ids:
+            # A text of characters that the vocabulary lacks.
+            raise invalid("prompt", "must hold at least one token.")
         limit = self.max_request_tokens
         room = limit - len(prompt_ids)
         if room < 1:

@@ -1,0 +1,56 @@
+"""A gRPC client that has never seen the protos: ``buf curl`` learns them through reflection."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEFAULT_MODEL
+from tests.e2e.conftest import Mesh
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model]
+
+
+def buf_curl(mesh: Mesh, method: str, request: object) -> list[dict[str, object]]:
+    buf = Path(sys.executable).with_name("buf")
+    url = f"http://{mesh.runtime}/{method}"
+    command = [str(buf), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(request), url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    decoder, messages, rest = json.JSONDecoder(), [], done.stdout.lstrip()
+    while rest:
+        message, end = decoder.raw_decode(rest)
+        messages.append(message)
+        rest = rest[end:].lstrip()
+    return messages
+
+
+def test_a_generation_streams_through_reflection(mesh: Mesh) -> None:
+    request = {
+        "requestId": "reflection",
+        "model": DEFAULT_MODEL,
+        "chat": {"messages": [{"role": "ROLE_USER", "content": [{"text": "Say hello."}]}]},
+        "sampling": {"temperature": 0},
+        "stop": {"maxTokens": 8, "ignoreEos": True},
+    }
+    events = buf_curl(mesh, "mantler.v1.GenerationService/Generate", request)
+    assert "started" in events[0]
+    assert len(events) > 3
+    finished = events[-1]["finished"]
+    assert isinstance(finished, dict)
+    assert finished["reason"] == "FINISH_REASON_LENGTH"
+    assert finished["usage"]["completionTokens"] == 8
+
+
+def test_models_are_listed_through_reflection(mesh: Mesh) -> None:
+    (answer,) = buf_curl(mesh, "mantler.v1.ModelService/ListModels", {})
+    models = answer["models"]
+    assert isinstance(models, list)
+    assert [(model["id"], model["state"]) for model in models] == [(DEFAULT_MODEL, "MODEL_STATE_READY")]
+
+
+@pytest.mark.parametrize("service", ["", "mantler.v1.GenerationService", "mantler.v1.ModelService"])
+def test_every_service_reports_its_health(mesh: Mesh, service: str) -> None:
+    assert buf_curl(mesh, "grpc.health.v1.Health/Check", {"service": service}) == [{"status": "SERVING"}]

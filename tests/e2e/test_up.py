@@ -1,0 +1,98 @@
+"""``mantler up`` as a whole: start, kill, recover, stop."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.conftest import DEFAULT_MODEL
+from tests.e2e.conftest import up_arguments
+from tests.e2e.processes import KEY, children, free_port, running
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model]
+
+MESSAGES = [{"role": "user", "content": "Count from one to one hundred."}]
+
+
+def chat(**fields: object) -> dict[str, Any]:
+    return {"json": {"model": DEFAULT_MODEL, "messages": MESSAGES, "temperature": 0, **fields}}
+
+
+def data_events(lines: list[str]) -> list[str]:
+    return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+
+
+@pytest.fixture
+def addresses() -> Iterator[tuple[str, str]]:
+    yield f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+
+
+async def test_a_runtime_killed_in_a_stream_is_an_error_event_then_503_then_recovers(
+    home_with_model: Callable[[], Path], addresses: tuple[str, str]
+) -> None:
+    http, runtime = addresses
+    with running(up_arguments(http, runtime), home_with_model(), {"MANTLER_BOOTSTRAP_KEY": KEY}) as process:
+        process.wait_for("Ctrl-C stops it")
+        url, headers = f"http://{http}/v1/chat/completions", {"Authorization": f"Bearer {KEY}"}
+        async with aiohttp.ClientSession(headers=headers) as client:
+            async with client.post(url, **chat(stream=True, max_tokens=1500, ignore_eos=True)) as response:
+                assert response.status == 200
+                lines = []
+                async for raw in response.content:
+                    lines.append(raw.decode().strip())
+                    if len(data_events(lines)) == 5:
+                        os.kill(children(process.pid)["runtime"], signal.SIGKILL)
+            events = data_events(lines)
+            assert "[DONE]" not in events
+            assert json.loads(events[-1])["error"]["type"] == "service_unavailable"
+
+            asked_s = time.monotonic()
+            async with client.post(url, **chat(max_tokens=4)) as response:
+                assert response.status == 503, await response.text()
+                assert int(response.headers["Retry-After"]) >= 1
+                assert (await response.json())["error"]["type"] == "service_unavailable"
+            assert time.monotonic() - asked_s < 1
+
+            process.wait_for(r"runtime .*(again|restart)")
+            process.wait_for(r"loaded")
+            async with client.post(url, **chat(max_tokens=4)) as response:
+                assert response.status == 200, await response.text()
+
+
+async def test_the_first_start_makes_a_key_and_the_second_does_not(
+    home_with_model: Callable[[], Path], addresses: tuple[str, str]
+) -> None:
+    home = home_with_model()
+    with running(up_arguments(*addresses), home) as process:
+        process.wait_for("Ctrl-C stops it")
+        key = re.search(r"mk_live_[\w-]{24,}", process.text)
+        assert key is not None
+        headers = {"Authorization": f"Bearer {key[0]}"}
+        async with aiohttp.ClientSession(headers=headers) as client:
+            async with client.get(f"http://{addresses[0]}/v1/models") as response:
+                assert [model["id"] for model in (await response.json())["data"]] == [DEFAULT_MODEL]
+    with running(up_arguments(*addresses), home) as process:
+        took_s = float(process.wait_for(r"Mantler serves .*, after ([\d.]+) s")[1])
+        process.wait_for("Ctrl-C stops it")
+        assert "mk_live_" not in process.text
+        async with aiohttp.ClientSession(headers=headers) as client:
+            async with client.get(f"http://{addresses[0]}/v1/models") as response:
+                assert response.status == 200
+    print(f"the second start took {took_s} s")  # noqa: T201 - shown with -s
+
+
+def test_sigint_stops_everything(home_with_model: Callable[[], Path], addresses: tuple[str, str]) -> None:
+    with running(up_arguments(*addresses), home_with_model()) as process:
+        process.wait_for("Ctrl-C stops it")
+        pids = children(process.pid)
+        assert set(pids) == {"runtime", "facade"}
+        process.signal(signal.SIGINT)
+        assert process.exit_code() == 0
+        assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
