@@ -61,3 +61,13 @@ def mesh(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture
 def home_with_model(tmp_path: Path, model_home: Path) -> Callable[[], Path]:
     return lambda: fresh_home(tmp_path / "home", model_home)
+
+
+@pytest.fixture(scope="session")
+def dead_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A facade whose runtime is not there."""
+    http = f"127.0.0.1:{free_port()}"
+    arguments = ["facade", "--http", http, "--runtime", f"127.0.0.1:{free_port()}"]
+    with running(arguments, tmp_path_factory.mktemp("dead"), {"MANTLER_BOOTSTRAP_KEY": KEY}) as process:
+        process.wait_for(r"serving")
+        yield f"http://{http}"

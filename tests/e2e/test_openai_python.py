@@ -4,14 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import DEFAULT_MODEL, ROOT
 from tests.e2e.conftest import Mesh
-from tests.e2e.processes import KEY, free_port, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
@@ -28,20 +26,8 @@ def openai_2() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def dead_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A facade whose runtime is not there."""
-    http = f"127.0.0.1:{free_port()}"
-    arguments = ["facade", "--http", http, "--runtime", f"127.0.0.1:{free_port()}"]
-    with running(arguments, tmp_path_factory.mktemp("dead"), {"MANTLER_BOOTSTRAP_KEY": KEY}) as process:
-        process.wait_for(r"serving")
-        yield f"http://{http}"
-
-
 @pytest.mark.parametrize("version", ["installed", "2.x"])
-def test_everything_an_sdk_user_does(
-    version: str, mesh: Mesh, dead_url: str, request: pytest.FixtureRequest
-) -> None:
+def test_everything_an_sdk_user_does(version: str, mesh: Mesh, dead_url: str, request: pytest.FixtureRequest) -> None:
     environment = dict(os.environ)
     if version == "2.x":
         environment["PYTHONPATH"] = str(request.getfixturevalue("openai_2"))

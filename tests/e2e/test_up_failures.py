@@ -19,7 +19,7 @@ WAIT_S = 30
 
 
 def test_sigkill_leaves_no_process(home_with_model: Callable[[], Path]) -> None:
-    process = Process([*UP, "--kv-memory-mb", "500"], home_with_model())
+    process = Process([*UP, "--kv-memory-mb", "1000"], home_with_model())
     try:
         process.wait_for("Ctrl-C stops it")
         ends = [os.pidfd_open(pid) for pid in children(process.pid).values()]
