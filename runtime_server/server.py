@@ -11,11 +11,11 @@ from contextlib import aclosing
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # set at run time
-from grpc_reflection.v1alpha import reflection
 
 from mantler.client import SERVER_OPTIONS
 from mantler.config import RuntimeSettings
 from mantler.errors import MantlerError
+from mantler.reflection import enable_reflection
 from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from runtime_server.deployments import Deployments
 from runtime_server.models.store import ModelStore
@@ -61,7 +61,7 @@ class RuntimeServer:
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._deployments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (GENERATION, MODEL, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        enable_reflection(self._server, names)
 
     async def start(self) -> int:
         """Binds, serves, and loads the settings' models. Returns the port.

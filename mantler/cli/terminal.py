@@ -11,7 +11,7 @@ import click
 
 
 def style(text: str, color: str | None = None, *, bold: bool = False, dim: bool = False) -> str:
-    """``text`` for a terminal. click takes the colours out where there is none; NO_COLOR (https://no-color.org) here."""
+    """``text`` in a style, for click to print: it takes colours out where no terminal is, NO_COLOR takes them here."""
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=color, bold=bold or None, dim=dim or None)
 
 

@@ -119,7 +119,7 @@ def test_a_busy_port_names_the_flag_and_another_port(host: str) -> None:
 
 def test_a_port_with_connections_that_just_closed_is_free() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = "127.0.0.1:%d" % server.getsockname()[1]
+        address = f"127.0.0.1:{server.getsockname()[1]}"
         client = socket.create_connection(server.getsockname())
         served, _ = server.accept()
         served.close()  # the side that closes first keeps the port in TIME_WAIT

@@ -16,7 +16,7 @@ from mantler import __version__
 from mantler.cli.main import cli
 from mantler.cli.options import as_arguments
 from mantler.cli.settings import is_secret, variable_name
-from mantler.config import ALL_SETTINGS, FacadeSettings, RuntimeSettings
+from mantler.config import ALL_SETTINGS, FacadeSettings, RuntimeSettings, Settings
 from tests.mantler.cli.conftest import Mantler
 
 HEAVY = ("onnxruntime", "transformers", "tokenizers", "onnx", "gguf", "grpc", "aiohttp", "sqlalchemy", "numpy", "rich")
@@ -60,7 +60,12 @@ def test_every_flag_is_also_a_variable(path: tuple[str, ...]) -> None:
 
 
 def test_every_setting_of_a_process_is_its_flag() -> None:
-    for name, classes in {"runtime": [RuntimeSettings], "facade": [FacadeSettings], "up": ALL_SETTINGS}.items():
+    classes_of: dict[str, tuple[type[Settings], ...]] = {
+        "runtime": (RuntimeSettings,),
+        "facade": (FacadeSettings,),
+        "up": ALL_SETTINGS,
+    }
+    for name, classes in classes_of.items():
         flags = {option.name for option in ALL[(name,)].params}
         fields = {field: info for cls in classes for field, info in cls.model_fields.items()}
         for field, info in fields.items():
