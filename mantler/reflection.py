@@ -8,11 +8,12 @@ pool finds messages, fields, enums and services by their name, and methods only 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection
 
 
@@ -36,4 +37,6 @@ class MethodAwarePool:
 
 def enable_reflection(server: grpc.aio.Server, services: Iterable[str]) -> None:
     """Adds reflection to ``server``, listing ``services`` (full names) and itself."""
-    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server, pool=MethodAwarePool())
+    reflection.enable_server_reflection(
+        (*services, reflection.SERVICE_NAME), server, pool=cast(DescriptorPool, MethodAwarePool())
+    )
