@@ -56,7 +56,7 @@ async def test_a_runtime_killed_in_a_stream_is_an_error_event_then_503_then_reco
                 lines = []
                 async for raw in response.content:
                     lines.append(raw.decode().strip())
-                    if len(data_events(lines)) == 5:
+                    if lines[-1] and len(data_events(lines)) == 5:
                         os.kill(children(process.pid)["runtime"], signal.SIGKILL)
             events = data_events(lines)
             assert "[DONE]" not in events
