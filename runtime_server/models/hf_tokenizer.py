@@ -20,15 +20,7 @@ def read_tokenizer(folder: Path, config: JsonFile) -> TokenizerData:
     Raises:
         PullError: a file is missing or damaged, or nothing says which token ends an answer.
     """
-    try:
-        text = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise PullError(
-            f"{TOKENIZER_FILE} is missing.", hint="save the model with a fast tokenizer, or use a GGUF file of it"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise PullError(f"{TOKENIZER_FILE} is not JSON.") from error
-    tokenizer = parse_tokenizer(text)
+    tokenizer = parse_tokenizer(_tokenizer_json(folder))
     options = JsonFile.find(folder / "tokenizer_config.json")
     older = JsonFile.find(folder / "special_tokens_map.json")
     special = {
@@ -42,6 +34,31 @@ def read_tokenizer(folder: Path, config: JsonFile) -> TokenizerData:
         raise PullError("The model does not say which token ends an answer (eos_token_id).")
     vocabulary = Vocabulary(config.need_value("vocab_size", int), tuple(sorted(eos)), (), special)
     return TokenizerData(tokenizer, vocabulary, _template(folder, options))
+
+
+def _tokenizer_json(folder: Path) -> str:
+    try:
+        return (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _converted(folder)
+    except UnicodeDecodeError as error:
+        raise PullError(f"{TOKENIZER_FILE} is not JSON.") from error
+
+
+def _converted(folder: Path) -> str:
+    """Older folders hold vocab.json and merges.txt, or tokenizer.model; transformers knows how to read each class."""
+    # Imported here because it takes a second and only these folders need it.
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text: str = loaded.backend_tokenizer.to_str()
+    except Exception as error:  # what transformers raises depends on the tokenizer's class
+        raise PullError(
+            f"{TOKENIZER_FILE} is missing, and the folder has no other tokenizer that can be read.",
+            hint="save the model with a fast tokenizer, or use a GGUF file of it",
+        ) from error
+    return text
 
 
 def _named_ends(tokenizer: tokenizers.Tokenizer, special: dict[str, str]) -> set[int]:

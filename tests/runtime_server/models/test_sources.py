@@ -22,7 +22,7 @@ from runtime_server.models.gguf_file import GgufFile
 from runtime_server.models.shapes import weight_shapes
 from runtime_server.models.source import ModelSource, open_source
 from tests.reference_decoder import RandomWeights
-from tests.tiny_models import bfloat16, gguf_name, tiny_config, write_folder, write_gguf
+from tests.tiny_models import MERGES, SPECIAL, TOKENS, bfloat16, gguf_name, tiny_config, write_folder, write_gguf
 
 LLAMA = tiny_config("llama")
 Q8 = gguf.GGMLQuantizationType.Q8_0
@@ -261,6 +261,29 @@ def test_damaged_folders_say_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+def test_a_folder_with_an_older_tokenizer_is_converted(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", tiny_config("qwen2"))
+    expected = open_source(folder).tokenizer.tokenizer.encode("hello <|im_end|>").ids
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(TOKENS)}))
+    (folder / "merges.txt").write_text("".join(f"{left} {right}\n" for left, right in MERGES))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {str(i): {"content": token, "special": True} for i, token in enumerate(TOKENS) if token in SPECIAL}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            settings | {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "eos_token": "<|im_end|>"}
+        )
+    )
+    assert open_source(folder).tokenizer.tokenizer.encode("hello <|im_end|>").ids == expected
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", tiny_config("qwen2"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(PullError, match=r"tokenizer\.json is missing"):
+        open_source(folder)
+
+
 def test_the_default_model_is_read_whole(smollm2_gguf: Path) -> None:
     source = open_source(smollm2_gguf)
     assert (source.config.layers, source.config.heads, source.config.kv_heads) == (30, 9, 3)
