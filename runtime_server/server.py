@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # set at run time
+from grpc_health.v1.health import aio as health_aio
 
 from mantler.client import SERVER_OPTIONS
 from mantler.config import RuntimeSettings
