@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facade.schema import ChatBody, parse_chat_body, to_generate_request
@@ -155,6 +155,7 @@ _json_values = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # the strategy is slow on a busy machine
 @given(fields=st.dictionaries(st.sampled_from(sorted(ChatBody.model_fields)), _json_values, max_size=4))
 def test_any_json_is_a_request_or_a_named_error(fields: dict[str, Any]) -> None:
     raw = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x"}], **fields}).encode()

@@ -105,12 +105,20 @@ async def test_many_at_once_get_what_each_gets_alone() -> None:
 
 
 async def test_requests_join_a_running_batch() -> None:
-    async with running_engine() as (engine, backend):
-        async with aclosing(generation(engine, [1], 150).events()) as long:
-            await anext(long)
-            await anext(long)
-            await collect(generation(engine, [2], 5))
-            assert engine.running == 1
+    both_there = threading.Event()
+
+    def before_step(chunks: Items[Chunk]) -> None:
+        if chunks[0].start == 5:
+            assert both_there.wait(timeout=30)
+
+    async with running_engine(before_step=before_step) as (engine, backend):
+        long = asyncio.create_task(collect(generation(engine, [1], 50)))
+        await until(lambda: len(backend.steps) == 5)
+        short = asyncio.create_task(collect(generation(engine, [2], 5)))
+        await until(lambda: engine.waiting == 1)
+        both_there.set()
+        assert joined(await short) == text_of(continuation([2], 5))
+        assert joined(await long) == text_of(continuation([1], 50))
         assert any(len(chunks) == 2 for chunks in backend.steps)
 
 
@@ -199,6 +207,8 @@ async def test_cancelling_frees_the_place_in_every_phase(phase: str) -> None:
         if phase == "queued":
             assert engine.waiting == 0
             occupant.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await occupant
         go_on.release()  # the step that was running; no other may follow
         await idle(engine)
         assert len(backend.steps) == steps + 1
@@ -233,7 +243,7 @@ async def test_a_step_that_raises_fails_the_requests_and_the_engine() -> None:
         assert failed.value.code is ErrorCode.INTERNAL_ERROR
         assert "secret" not in failed.value.message
         assert engine.failed
-        assert backend.closed.is_set()
+        assert await asyncio.to_thread(backend.closed.wait, 30)
         with pytest.raises(MantlerError) as refused:
             await collect(generation(engine, [1], 5))
         assert refused.value.code is ErrorCode.RUNTIME_UNAVAILABLE
