@@ -15,13 +15,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto ghz load clean
+.PHONY: help up test check lint types layers proto docs ghz load clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags, EXTRA=gpu uses the GPU"
 	@echo "make test    install what the tests need and run them; ARGS='-k keys' passes arguments to pytest"
 	@echo "make check   all that CI checks: ruff, mypy, import-linter and the tests (protos and stubs among them)"
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
+	@echo "make docs    write the generated parts of README.md and docs/: help texts, settings, errors"
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
 	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
 
@@ -46,6 +47,9 @@ layers: $(VENV)/.installed-dev
 proto: $(VENV)/.installed-dev
 	$(BIN)/buf format --write
 	$(BIN)/python tools/gen_proto.py
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m tools.gen_docs
 
 ghz: $(GHZ)
 
