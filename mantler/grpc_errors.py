@@ -19,6 +19,10 @@ from mantler.errors import TABLE, ErrorCode, MantlerError
 DOMAIN = "mantler"
 """``ErrorInfo.domain`` of our errors."""
 
+MAX_MESSAGE_CHARS = 400
+"""A message may quote the client. gRPC drops a status whose trailers pass 8 KB and reports that it ran out of resources
+instead; a message travels twice, percent-encoded (up to 12 bytes per character) and in base64 (up to 6)."""
+
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata key of the serialised ``google.rpc.Status``."""
 
@@ -39,9 +43,9 @@ def status_code(error: MantlerError) -> grpc.StatusCode:
 
 
 def to_status(error: MantlerError) -> status_pb2.Status:
-    """``error`` as a ``google.rpc.Status`` with its details."""
+    """``error`` as a ``google.rpc.Status`` with its details; a long message is cut."""
     code: int = status_code(error).value[0]
-    status = status_pb2.Status(code=code, message=error.message)
+    status = status_pb2.Status(code=code, message=_cut(error.message))
     info = error_details_pb2.ErrorInfo(reason=error.code.value, domain=DOMAIN)
     if error.param is not None:
         info.metadata["param"] = error.param
@@ -55,8 +59,8 @@ def to_status(error: MantlerError) -> status_pb2.Status:
 
 async def abort(context: grpc.aio.ServicerContext[object, object], error: MantlerError) -> None:
     """Ends an RPC with ``error``. Always raises ``grpc.aio.AbortError``, which handlers must let pass."""
-    details = to_status(error).SerializeToString()
-    await context.abort(status_code(error), error.message, ((DETAILS_KEY, details),))
+    status = to_status(error)
+    await context.abort(status_code(error), status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
@@ -71,6 +75,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
     code, message = _FALLBACK.get(error.code(), (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
     retry_after_s = 1.0 if TABLE[code].retryable and code is not ErrorCode.DEADLINE_EXCEEDED else None
     return MantlerError(code, message, retry_after_s=retry_after_s)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
 
 
 def _from_details(serialised: bytes) -> MantlerError | None:

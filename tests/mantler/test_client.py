@@ -14,6 +14,7 @@ from mantler import messages as m
 from mantler import wire
 from mantler.client import RuntimeClient
 from mantler.errors import ErrorCode, MantlerError
+from mantler.grpc_errors import MAX_MESSAGE_CHARS
 from mantler.v1 import generation_pb2, generation_pb2_grpc
 from tests.fake_runtime import Body, FakeRuntime, Gate, failing
 
@@ -80,6 +81,18 @@ async def test_errors_keep_their_details(runtime: FakeRuntime, client: RuntimeCl
         await collect(client, request())
     error = raised.value
     assert (error.code, error.message, error.param, error.retry_after_s) == (ErrorCode.QUEUE_FULL, "Full.", "p", 2.5)
+
+
+@pytest.mark.parametrize("character", ["x", "é", "😀"])
+async def test_a_long_message_does_not_cost_the_error(
+    runtime: FakeRuntime, client: RuntimeClient, character: str
+) -> None:
+    runtime.script = failing(MantlerError(ErrorCode.MODEL_NOT_FOUND, character * 20_000, param="model"))
+    with pytest.raises(MantlerError) as raised:
+        await collect(client, request())
+    error = raised.value
+    assert (error.code, error.param) == (ErrorCode.MODEL_NOT_FOUND, "model")
+    assert error.message == character * (MAX_MESSAGE_CHARS - 1) + "…"
 
 
 async def test_the_runtime_cancelling_is_not_the_client_leaving(runtime: FakeRuntime, client: RuntimeClient) -> None:
