@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facade.options import MESSAGE_NO_OPS, NO_OPS, refuse
 from mantler.errors import ErrorCode, MantlerError, invalid, unsupported
-from mantler.messages import ChatMessage, ChatPrompt, GenerateRequest, Role, SamplingParams, StopParams
+from mantler.messages import MAX_MESSAGES, ChatMessage, ChatPrompt, GenerateRequest, Role, SamplingParams, StopParams
 
 MAX_STOP_STRINGS = 4
 _INT64 = 2**63
@@ -49,7 +49,8 @@ class ChatBody(_Body):
     """The body of ``POST /v1/chat/completions``."""
 
     model: str
-    messages: list[MessageBody]
+    # Only the first bad element is told; an error for each of millions would take gigabytes.
+    messages: list[MessageBody] = Field(fail_fast=True, max_length=MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptionsBody | None = None
     temperature: float | None = None
@@ -60,8 +61,8 @@ class ChatBody(_Body):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | list[Any] | None = None
+    stop_token_ids: list[int] | None = Field(None, fail_fast=True)
     ignore_eos: bool | None = None
     # They change nothing in the answer: who asks, and how the client files it.
     user: str | None = None
@@ -71,7 +72,7 @@ class ChatBody(_Body):
     n: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -188,6 +189,8 @@ def _stop(body: ChatBody) -> StopParams:
     strings = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(strings) > MAX_STOP_STRINGS:
         raise invalid("stop", f"must hold at most {MAX_STOP_STRINGS} strings, got {len(strings)}.")
+    if not all(isinstance(string, str) for string in strings):
+        raise invalid("stop", _STRINGS)
     limits: list[int] = []
     for name in ("max_tokens", "max_completion_tokens"):
         limit: int | None = getattr(body, name)
@@ -220,6 +223,7 @@ def _spelled(param: str, spelling: str) -> Iterator[None]:
         raise MantlerError(error.code, message, param=spelling) from None
 
 
+_STRINGS = "must be a string or an array of strings."
 _EXPECTED = {
     "missing": "is required.",
     "string_type": "must be a string.",
@@ -230,6 +234,7 @@ _EXPECTED = {
     "finite_number": "must be a finite number.",
     "bool_type": "must be true or false.",
     "list_type": "must be an array.",
+    "too_long": f"must hold at most {MAX_MESSAGES} messages.",
     "dict_type": "must be an object.",
     "model_type": "must be an object.",
     "model_attributes_type": "must be an object.",
@@ -240,6 +245,6 @@ def _named_error(error: ValidationError) -> MantlerError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     location = first["loc"]
     if location[0] == "stop":
-        return invalid("stop", "must be a string or an array of strings.")
+        return invalid("stop", _STRINGS)
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
     return invalid(param, _EXPECTED.get(first["type"], "is not valid."))

@@ -13,6 +13,8 @@ from enum import Enum
 
 from mantler.errors import ErrorCode, MantlerError, invalid
 
+MAX_MESSAGES = 8192
+"""Turns of a conversation. Each takes some tokens, and each costs every layer some work before they are counted."""
 MAX_STOP_STRINGS = 16
 """Stop strings per request over gRPC; REST allows 4, as OpenAI does."""
 MAX_STOP_STRING_CHARS = 1024
@@ -51,6 +53,8 @@ class ChatPrompt:
     def __post_init__(self) -> None:
         if not self.messages:
             raise invalid("messages", "must hold at least one message.")
+        if len(self.messages) > MAX_MESSAGES:
+            raise invalid("messages", f"must hold at most {MAX_MESSAGES} messages, got {len(self.messages)}.")
 
 
 @dataclass(frozen=True, slots=True)

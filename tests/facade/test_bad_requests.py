@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from facade.schema import ChatBody, parse_chat_body, to_generate_request
 from mantler.errors import MantlerError
+from mantler.messages import MAX_MESSAGES
 from tests.facade.conftest import MODEL, Facade, chat
 
 NOT_JSON = [b"", b"42", b'"string"', b"null", b"[123]", b"[{}]", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000]
@@ -49,6 +51,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     (_messages(content=[{"type": "text"}]), "messages[0].content[0].text"),
     (_messages(content=[{"type": "text", "text": "a"}, {"type": "?"}]), "messages[0].content[1].type"),
     (_messages(name=1), "messages[0].name"),
+    ({"messages": [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1)}, "messages"),
     ({"stream": "true"}, "stream"),
     ({"stream_options": {}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
@@ -114,7 +117,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "param"), INVALID, ids=repr)
+@pytest.mark.parametrize(("fields", "param"), INVALID, ids=lambda value: repr(value)[:60])
 def test_invalid_parameters(fields: dict[str, Any], param: str) -> None:
     error = _error(fields)
     assert (error.code.value, error.param) == ("invalid_parameter", param)
@@ -132,6 +135,13 @@ def _error(fields: dict[str, Any]) -> MantlerError:
     with pytest.raises(MantlerError) as raised:
         to_generate_request(parse_chat_body(json.dumps({**chat(), **fields}).encode()), "id")
     return raised.value
+
+
+@pytest.mark.parametrize("field", ["messages", "stop_token_ids"])
+def test_only_the_first_of_many_bad_elements_is_looked_at(field: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        ChatBody.model_validate({**chat(), field: ["x"] * 1000})
+    assert raised.value.error_count() == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
