@@ -11,16 +11,23 @@ run is legal because slots are the outermost axis.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
 
 from runtime_server.backends.base import Chunk
 from runtime_server.models.decoder import DecoderConfig
+from runtime_server.models.errors import PullError
 from runtime_server.models.graph import MODEL_FILE
+
+logger = logging.getLogger(__name__)
+
+_UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile)
 
 KV_DTYPE = np.dtype(np.float32)
 
@@ -40,6 +47,8 @@ class CpuBackend:
         max_tokens: tokens that each of them may hold.
         prefill_chunk: the longest chunk that :meth:`run` will be given.
         threads: of ONNX Runtime; 0 means one per physical core.
+
+    Raises: ``PullError`` where ``folder`` holds no model that ONNX Runtime can read.
     """
 
     device = "cpu"
@@ -130,4 +139,8 @@ def _session(path: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _UNREADABLE as error:
+        logger.error("ONNX Runtime cannot read %s: %s", path, error)
+        raise PullError("The stored model cannot be read.", hint="pull it again with --force") from error

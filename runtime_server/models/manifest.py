@@ -74,7 +74,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Reads :meth:`to_json`. Raises :class:`PullError` for damage and for other format versions."""
         try:
             data: dict[str, Any] = json.loads(text)
@@ -91,8 +91,19 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The manifest in ``folder``. Raises ``FileNotFoundError`` and :class:`PullError`."""
-        return cls.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        """The manifest in ``folder``, whose files are all there and as long as they should be.
+
+        Raises ``FileNotFoundError`` where there is no manifest, and :class:`PullError` for a damaged model.
+        """
+        manifest = cls.from_json((folder / MANIFEST_FILE).read_bytes())
+        for name, file in manifest.files.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != file.size_bytes:
+                raise PullError(
+                    f"{name} of {manifest.id} is {'damaged' if path.is_file() else 'missing'}.",
+                    hint=f"pull it again, from {manifest.source}",
+                )
+        return manifest
 
 
 def package_versions() -> dict[str, str]:

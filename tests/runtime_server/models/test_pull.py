@@ -233,7 +233,7 @@ def test_damage_and_other_formats_are_told(home: Path, tiny: Path, caplog: pytes
     with pytest.raises(PullError, match=r"weights\.bin of a:latest is damaged"):
         store.verify("a")
     (store.path("a") / "model.onnx").unlink()
-    with pytest.raises(PullError, match=r"lacks model\.onnx"):
+    with pytest.raises(PullError, match=r"model\.onnx of a:latest is missing"):
         store.verify("a")
     manifest = store.path("a") / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 0'))
@@ -241,9 +241,21 @@ def test_damage_and_other_formats_are_told(home: Path, tiny: Path, caplog: pytes
         store.get("a")
     assert store.list() == ()
     assert "a:latest is left out" in caplog.text
-    manifest.write_text("{")
-    with pytest.raises(PullError, match=r"manifest\.json is damaged"):
+    for rubbish in (b"{", b"[]", b"\xff\xfe{}", b""):
+        manifest.write_bytes(rubbish)
+        with pytest.raises(PullError, match=r"manifest\.json is damaged"):
+            store.get("a")
+    pull(str(tiny), home, as_name="a", builder=FakeBuilder())
+    store.verify("a")
+
+
+def test_a_file_that_was_cut_off_is_noticed_and_the_model_made_again(home: Path, tiny: Path) -> None:
+    store = ModelStore(home / "models")
+    pull(str(tiny), home, as_name="a", builder=FakeBuilder())
+    (store.path("a") / "weights.bin").write_bytes(b"weigh")
+    with pytest.raises(PullError, match=r"weights\.bin of a:latest is damaged"):
         store.get("a")
+    assert store.list() == ()
     pull(str(tiny), home, as_name="a", builder=FakeBuilder())
     store.verify("a")
 
