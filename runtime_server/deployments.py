@@ -16,6 +16,7 @@ from runtime_server.engine.kv_plan import KvPlanError
 from runtime_server.models.catalogue import look_up
 from runtime_server.models.errors import PullError
 from runtime_server.models.manifest import Manifest
+from runtime_server.models.names import ModelName
 from runtime_server.models.pull import pull as pull_model
 from runtime_server.models.store import ModelStore
 
@@ -28,7 +29,7 @@ class _Load:
 
     progress: LoadProgress
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
+    task: asyncio.Task[Manifest] = field(init=False)
     abandoned: bool = False
     """Set when the runtime stops: whatever still works on the load ends at its next report."""
 
@@ -40,6 +41,8 @@ class _Load:
 
 class Deployments:
     """Loads and unloads models. Lives on the event loop; the slow parts run in threads.
+
+    A model has one id but several spellings (``SmolLM2:135M``). Each is taken wherever a model is named.
 
     Args:
         settings: of the runtime.
@@ -56,9 +59,11 @@ class Deployments:
         self._ready: dict[str, DeployedModel] = {}
         self._loads: dict[str, _Load] = {}
         self._unloading: dict[str, DeployedModel] = {}
+        self._unloads: set[asyncio.Task[None]] = set()
 
     def serving(self, name: str) -> DeployedModel:
         """The model, if it takes requests. Raises ``MantlerError`` MODEL_NOT_FOUND or RUNTIME_UNAVAILABLE."""
+        name = _model_id(name)
         model = self._ready.get(name)
         if model is not None:
             return model
@@ -82,6 +87,7 @@ class Deployments:
 
     async def model(self, name: str) -> ModelInfo:
         """One model. Raises ``MantlerError`` MODEL_NOT_FOUND."""
+        name = _model_id(name)
         for info in await self.models():
             if info.id == name:
                 return info
@@ -93,48 +99,61 @@ class Deployments:
         Closing the iterator leaves the load running. Raises ``MantlerError`` where the model is not stored and must
         not be pulled, cannot be pulled, or does not fit.
         """
+        name = _model_id(name)
         if name in self._unloading:
             raise unavailable(name)
+        if (model := self._ready.get(name)) is not None:
+            yield LoadProgress(LoadStage.READY, model=self._info(model.manifest))
+            return
         load = self._loads.get(name)
-        if load is None and name not in self._ready:
+        if load is None:
             load = self._loads[name] = _Load(LoadProgress(LoadStage.LOADING))
             load.task = asyncio.create_task(self._load(name, load, pull=pull), name=f"load {name}")
-        if load is not None and load.task is not None:
-            while not load.task.done():
-                yield load.progress
-                load.changed.clear()
-                changed = asyncio.create_task(load.changed.wait())
-                try:
-                    await asyncio.wait({changed, load.task}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    changed.cancel()
-            load.task.result()
-        yield LoadProgress(LoadStage.READY, model=self._info(self._ready[name].manifest))
+        task = load.task
+        while not task.done():
+            yield load.progress
+            load.changed.clear()
+            changed = asyncio.create_task(load.changed.wait())
+            try:
+                await asyncio.wait({changed, task}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+        # The manifest comes from the load: the model may have been unloaded again while this caller was slow.
+        yield LoadProgress(LoadStage.READY, model=self._info(task.result()))
 
     async def unload(self, name: str) -> None:
-        """Takes no new requests, lets the running ones finish for ``drain_timeout_s`` and frees the memory."""
+        """Takes no new requests, lets the running ones finish for ``drain_timeout_s`` and frees the memory.
+
+        It goes on where the caller leaves: the running requests are not the caller's. Raises what :meth:`serving`
+        raises.
+        """
         model = self.serving(name)
-        del self._ready[name]
-        self._unloading[name] = model
+        del self._ready[model.manifest.id]
+        self._unloading[model.manifest.id] = model
         self._on_change()
-        try:
-            await self._drain(model)
-        finally:
-            await model.close()
-            del self._unloading[name]
-        logger.info("unloaded %s", name)
+        task = asyncio.create_task(self._unload(model), name=f"unload {model.manifest.id}")
+        self._unloads.add(task)
+        task.add_done_callback(self._unloads.discard)
+        await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Stops loads and engines. Requests that still run fail."""
+        """Stops loads, unloads and engines. Requests that still run fail."""
         for load in self._loads.values():
             load.abandoned = True
         # Not cancelled: a thread cannot be, and a model that finishes loading must be closed below.
-        await asyncio.gather(*(load.task for load in self._loads.values() if load.task), return_exceptions=True)
+        await asyncio.gather(*(load.task for load in self._loads.values()), *self._unloads, return_exceptions=True)
         models = list(self._ready.values())
         self._ready.clear()
         await asyncio.gather(*(model.close() for model in models))
 
-    async def _load(self, name: str, load: _Load, *, pull: bool) -> None:
+    async def _unload(self, model: DeployedModel) -> None:
+        name = model.manifest.id
+        await self._drain(model)
+        await model.close()
+        del self._unloading[name]
+        logger.info("unloaded %s", name)
+
+    async def _load(self, name: str, load: _Load, *, pull: bool) -> Manifest:
         try:
             manifest = await self._fetch(name, load, pull=pull)
             load.report(LoadProgress(LoadStage.LOADING, total_bytes=manifest.size_bytes))
@@ -155,6 +174,7 @@ class Deployments:
             "loaded %s on %s: %d slots of %d tokens, %.0f MB for keys and values",
             name, plan.device, plan.slots, plan.max_request_tokens, plan.kv_cache_bytes / 1e6,
         )  # fmt: skip
+        return manifest
 
     async def _fetch(self, name: str, load: _Load, *, pull: bool) -> Manifest:
         """The stored model, pulled first where that is wanted and needed."""
@@ -204,3 +224,11 @@ class Deployments:
         if name in self._loads:
             return ModelState.LOADING
         return ModelState.UNLOADING if name in self._unloading else ModelState.STORED
+
+
+def _model_id(name: str) -> str:
+    """The id that ``name`` spells. What cannot be a name stays as it is; nothing is found under it."""
+    try:
+        return str(ModelName.parse(name))
+    except PullError:
+        return name
