@@ -59,7 +59,8 @@ def draw(logits: NDArray[np.float32], params: SamplingParams, number: float) -> 
         logits: ``[vocab_size]``
         params: with a temperature above 0.
     """
-    weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the best logits go to minus infinity, rightly
+        weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
     if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
         return _at(np.cumsum(weights, dtype=np.float64), number)
     candidates = kept(weights, params)

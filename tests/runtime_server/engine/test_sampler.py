@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -84,3 +87,10 @@ def test_banned_tokens_are_not_drawn() -> None:
     greedy = SamplingParams(temperature=0.0)
     assert sample(logits.copy(), [SamplingRow(greedy, 0, 0, 0)]) == [0]
     assert sample(logits.copy(), [SamplingRow(greedy, 0, 0, 0, banned=(0, 1))]) == [2]
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45])
+@pytest.mark.parametrize("cuts", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}])
+def test_a_tiny_temperature_is_greedy(temperature: float, cuts: dict[str, Any]) -> None:
+    logits = np.array([1.0, 9.0, -20.0, 8.0], np.float32)
+    assert draw(logits, replace(SamplingParams(temperature=temperature), **cuts), 0.99) == 1
