@@ -1,7 +1,6 @@
 # Needs GNU make and python3 (3.11 or later); everything else comes from the package index into .venv.
 
 PYTHON ?= python3
-EXTRA ?= cpu
 ARGS ?=
 RUNTIME ?= 127.0.0.1:50051
 MODEL ?= smollm2:135m
@@ -18,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help up test check lint types layers proto docs ghz load clean
 
 help: ## Show this list
-	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags, EXTRA=gpu uses the GPU"
+	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
 	@echo "make test    install what the tests need and run them; ARGS='-k keys' passes arguments to pytest"
 	@echo "make check   all that CI checks: ruff, mypy, import-linter and the tests (protos and stubs among them)"
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
@@ -26,7 +25,7 @@ help: ## Show this list
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
 	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
 
-up: $(VENV)/.installed-$(EXTRA)
+up: $(VENV)/.installed-cpu
 	@exec $(BIN)/mantler up $(ARGS)
 
 test: $(VENV)/.installed-dev

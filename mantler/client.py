@@ -3,7 +3,7 @@
 It speaks the plain values of :mod:`mantler.messages`; every failure is a ``MantlerError``::
 
     async with RuntimeClient("127.0.0.1:50051") as client:
-        async with aclosing(client.generate(request)) as events:
+        async with aclosing(client.generate(request, timeout_s=60)) as events:
             async for event in events: ...
 """
 

@@ -141,14 +141,22 @@ class DeployedModel:
 
 
 def deploy(
-    manifest: Manifest, folder: Path, settings: RuntimeSettings, loop: asyncio.AbstractEventLoop
+    manifest: Manifest,
+    folder: Path,
+    settings: RuntimeSettings,
+    loop: asyncio.AbstractEventLoop,
+    *,
+    reserved_bytes: int = 0,
 ) -> DeployedModel:
     """Loads a converted model and starts its engine. Blocks; run it in a thread.
+
+    Args:
+        reserved_bytes: of other models' caches. The system still counts what they have not written yet as free.
 
     Raises: ``KvPlanError`` where the settings do not fit the memory, ``PullError`` where the stored files are damaged.
     """
     config = manifest.config
-    plan = _plan(manifest, settings)
+    plan = _plan(manifest, settings, reserved_bytes)
     tokenizer = Tokenizer.load(folder)
     backend = CpuBackend(
         folder,
@@ -178,8 +186,9 @@ def deploy(
     )
 
 
-def _plan(manifest: Manifest, settings: RuntimeSettings) -> KvPlan:
-    budget = settings.kv_memory_mb * 1_000_000 or int(FREE_MEMORY_SHARE * available_bytes())
+def _plan(manifest: Manifest, settings: RuntimeSettings, reserved_bytes: int) -> KvPlan:
+    free = max(0, available_bytes() - reserved_bytes)
+    budget = settings.kv_memory_mb * 1_000_000 or int(FREE_MEMORY_SHARE * free)
     return plan_kv(
         bytes_per_token=kv_bytes_per_token(manifest.config),
         slots=settings.max_batch,

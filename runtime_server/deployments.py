@@ -159,7 +159,9 @@ class Deployments:
             load.report(LoadProgress(LoadStage.LOADING, total_bytes=manifest.size_bytes))
             loop = asyncio.get_running_loop()
             folder = self._store.path(name)
-            model = await asyncio.to_thread(deploy, manifest, folder, self._settings, loop)
+            model = await asyncio.to_thread(
+                deploy, manifest, folder, self._settings, loop, reserved_bytes=self._reserved_bytes()
+            )
         except PullError as error:
             raise MantlerError(ErrorCode.INVALID_REQUEST, str(error), param="model") from error
         except KvPlanError as error:
@@ -202,6 +204,10 @@ class Deployments:
                 await model.engine.idle()
         except TimeoutError:
             logger.warning("requests of %s still ran after %g s", model.manifest.id, self._settings.drain_timeout_s)
+
+    def _reserved_bytes(self) -> int:
+        models = [*self._ready.values(), *self._unloading.values()]
+        return sum(model.deployment().kv_cache_bytes for model in models)
 
     def _info(self, manifest: Manifest) -> ModelInfo:
         deployed = self._ready.get(manifest.id)

@@ -60,12 +60,12 @@ def onnx_runtime() -> Iterable[Finding]:
         return
     short = ", ".join(name.removesuffix("ExecutionProvider") for name in names)
     yield Finding("onnxruntime", Status.OK, f"{version} with {short}")
-    if Path("/dev/nvidia0").exists() and "CUDAExecutionProvider" not in names:
+    if Path("/dev/nvidia0").exists():
         yield Finding(
             "onnxruntime",
             Status.WARN,
-            "this machine has an NVIDIA GPU that this ONNX Runtime cannot use",
-            "pip uninstall onnxruntime, then pip install 'mantler[gpu]'",
+            "this machine has an NVIDIA GPU, and this version of Mantler runs models on the CPU only",
+            "nothing to do; models are served from the CPU",
         )
 
 

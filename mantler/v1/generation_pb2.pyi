@@ -763,7 +763,7 @@ class CountTokensResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
     context_length: _builtins.int
-    """The model's context length, prompt and output together."""
+    """Tokens that one request may hold on this machine, prompt and output together."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Only where they were asked for."""
