@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -10,9 +11,11 @@ from contextlib import aclosing
 import grpc
 import pytest
 
+from mantler import client as client_module
 from mantler import messages as m
 from mantler import wire
 from mantler.client import RuntimeClient
+from mantler.config import join_address, split_address
 from mantler.errors import ErrorCode, MantlerError
 from mantler.grpc_errors import MAX_MESSAGE_CHARS
 from mantler.v1 import generation_pb2, generation_pb2_grpc
@@ -100,6 +103,51 @@ async def test_the_runtime_cancelling_is_not_the_client_leaving(runtime: FakeRun
     with pytest.raises(MantlerError) as raised:
         await collect(client, request())
     assert raised.value.code is ErrorCode.RUNTIME_UNAVAILABLE
+
+
+async def test_a_machine_that_vanishes_without_a_word_is_noticed(
+    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorter = {client_module.KEEPALIVE_MS: 1000, client_module.KEEPALIVE_TIMEOUT_MS: 300}
+    options = tuple((name, shorter.get(value, value)) for name, value in client_module.CHANNEL_OPTIONS)
+    monkeypatch.setattr(client_module, "CHANNEL_OPTIONS", options)
+    runtime.script = Gate(stop_after=1)
+    async with (
+        swallowing(runtime.address) as (address, swallow),
+        RuntimeClient(address) as client,
+        aclosing(client.generate(request(), 60)) as events,
+    ):
+        await anext(events)
+        swallow.set()
+        started = time.monotonic()
+        with pytest.raises(MantlerError) as raised:
+            await anext(events)
+    assert raised.value.code is ErrorCode.MACHINE_OFFLINE
+    assert time.monotonic() - started < 5
+
+
+@contextlib.asynccontextmanager
+async def swallowing(address: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A relay to ``address`` that takes everything and passes on nothing once its event is set."""
+    swallow = asyncio.Event()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            while data := await reader.read(65536):
+                if not swallow.is_set():
+                    writer.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(*split_address(address))
+        tasks.add(asyncio.create_task(pass_on(reader, there_writer)))
+        tasks.add(asyncio.create_task(pass_on(there_reader, writer)))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield join_address(*server.sockets[0].getsockname()), swallow
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def test_streams_that_are_not_whole(runtime: FakeRuntime, client: RuntimeClient) -> None:
