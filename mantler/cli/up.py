@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,8 +86,8 @@ async def supervise(supervisor: Supervisor, on_serving: Callable[[], Awaitable[N
     def asked(number: signal.Signals) -> None:
         nonlocal killed
         if not stop.is_set():
-            note("Stopping: running requests may finish. Ctrl-C once more stops at once.")
             stop.set()
+            _tell("Stopping: running requests may finish. Ctrl-C once more stops at once.")
         elif number is signal.SIGINT:
             killed = True
             supervisor.kill()
@@ -161,14 +162,20 @@ def _services(flags: dict[str, object], addresses: Addresses) -> list[Service]:
     ]
 
 
+def _tell(text: str) -> None:
+    """A note for whoever still reads: a terminal that was closed must not keep us from stopping what runs in it."""
+    with suppress(OSError):
+        note(text)
+
+
 def _report(text: str) -> None:
-    note(f"{style('mantler', 'yellow')} | {text}")
+    _tell(f"{style('mantler', 'yellow')} | {text}")
 
 
 def _echo(raw: bool) -> Callable[[str, str], None]:
     """Prints a child's line; ``raw`` without its name, so that JSON lines stay JSON."""
 
     def echo(name: str, line: str) -> None:
-        note(line if raw else f"{style(f'{name:7}', dim=True)} | {line}")
+        _tell(line if raw else f"{style(f'{name:7}', dim=True)} | {line}")
 
     return echo

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -53,12 +55,12 @@ CHILD = textwrap.dedent(
 )
 
 
-def supervised(folder: Path, *, polite: bool) -> subprocess.Popen[str]:
+def supervised(folder: Path, *, polite: bool, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """A supervisor of two tiny children, as a process that says when it serves."""
     process = subprocess.Popen(
         [sys.executable, "-c", SUPERVISED, str(folder), CHILD.format(polite=polite)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
@@ -75,6 +77,17 @@ def test_a_signal_stops_the_facade_and_then_the_runtime(tmp_path: Path, number: 
     assert process.returncode == 0
     assert out == "facade asked\nruntime asked\n"
     assert "Stopping" in err
+
+
+def test_closing_the_terminal_stops_everything(tmp_path: Path) -> None:
+    terminal, stderr = pty.openpty()
+    process = supervised(tmp_path, polite=True, stderr=stderr)
+    os.close(stderr)
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    out, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+    assert out == "facade asked\nruntime asked\n"
 
 
 def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
