@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import multiprocessing
 import sqlite3
@@ -111,6 +112,17 @@ async def test_bad_names_and_limits(tmp_path: Path, name: str) -> None:
             await keys.create(name)
         with pytest.raises(MantlerError, match="requests_per_minute"):
             await keys.create("a", requests_per_minute=0)
+
+
+async def test_a_failure_does_not_log_the_hash(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with await KeyStore.open(url_of(tmp_path / "k.db")) as keys:
+        with contextlib.closing(sqlite3.connect(tmp_path / "k.db")) as database:
+            database.execute("DROP TABLE api_keys")
+        key = mint_key()
+        with pytest.raises(MantlerError):
+            await keys.find(key)
+    assert "no such table" in caplog.text
+    assert hash_key(key) not in caplog.text
 
 
 async def test_a_broken_database_is_unavailable(tmp_path: Path) -> None:
