@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from mantler.errors import ErrorCode, MantlerError
 
 _ENCODINGS = {"", "identity", "gzip", "deflate"}
+_MAX_SHOWN_CHARS = 100
 
 
 async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
@@ -17,9 +18,10 @@ async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
     """
     kind = request.content_type
     if hdrs.CONTENT_TYPE in request.headers and not (kind == "application/json" or kind.endswith("+json")):
-        raise MantlerError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "The body must be application/json.")
-    if request.headers.get(hdrs.CONTENT_ENCODING, "").lower() not in _ENCODINGS:
-        raise MantlerError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, "The body must be plain, gzip or deflate.")
+        raise _unsupported(hdrs.CONTENT_TYPE, "must be JSON: send 'Content-Type: application/json'", kind)
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "")
+    if encoding.lower() not in _ENCODINGS:
+        raise _unsupported(hdrs.CONTENT_ENCODING, "must be plain, gzip or deflate", encoding)
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
     try:
@@ -28,6 +30,11 @@ async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
         raise _too_large(max_bytes) from None
     except web.RequestPayloadError:
         raise MantlerError(ErrorCode.INVALID_REQUEST, "The body could not be read as it was sent.") from None
+
+
+def _unsupported(header: str, wanted: str, got: str) -> MantlerError:
+    shown = repr(got[:_MAX_SHOWN_CHARS])
+    return MantlerError(ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"The body {wanted}; got {header} {shown}.")
 
 
 def _too_large(max_bytes: int) -> MantlerError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from http import HTTPStatus
@@ -10,13 +9,14 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from facade.addresses import explain_nothing
+from facade.answer import json_answer
 from facade.exchange import EXCHANGE
 from mantler.errors import ErrorCode, MantlerError, internal
 
 _log = logging.getLogger("facade")
 
 _OURS = {
-    HTTPStatus.NOT_FOUND: (ErrorCode.ROUTE_NOT_FOUND, "There is nothing at this address."),
     HTTPStatus.METHOD_NOT_ALLOWED: (ErrorCode.METHOD_NOT_ALLOWED, "This address does not take this method."),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (ErrorCode.REQUEST_TOO_LARGE, "The request body is too large."),
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (ErrorCode.UNSUPPORTED_MEDIA_TYPE, "The body must be application/json."),
@@ -38,9 +38,7 @@ def error_object(error: MantlerError) -> dict[str, dict[str, str | None]]:
 def error_response(error: MantlerError) -> web.Response:
     """The whole answer for ``error``. ``Retry-After`` is rounded up: a client that obeys is not refused again."""
     status = error.row.http_status
-    response = web.Response(
-        status=status, body=json.dumps(error_object(error)).encode(), content_type="application/json"
-    )
+    response = json_answer(error_object(error), status)
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         response.headers["Retry-After"] = str(max(math.ceil(error.retry_after_s or 1.0), 1))
     if status == HTTPStatus.UNAUTHORIZED:
@@ -54,7 +52,7 @@ async def translate_errors(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except web.HTTPException as error:
-        response = _respond(request, _from_http(error))
+        response = _respond(request, _from_http(error, request.path))
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
         return response
@@ -78,7 +76,9 @@ def _respond(request: web.Request, error: MantlerError) -> web.Response:
     return error_response(error)
 
 
-def _from_http(error: web.HTTPException) -> MantlerError:
+def _from_http(error: web.HTTPException, path: str) -> MantlerError:
+    if error.status == HTTPStatus.NOT_FOUND:
+        return MantlerError(ErrorCode.ROUTE_NOT_FOUND, explain_nothing(path))
     known = _OURS.get(HTTPStatus(error.status))
     if known is not None:
         return MantlerError(*known)

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from aiohttp import web
 
@@ -34,6 +35,8 @@ class Exchange:
     first_token_s: float | None = None
     """Time to the first token."""
     error: ErrorCode | None = None
+    whole_status: int | None = None
+    """Status of an answer whose last event is on its way: a client that leaves from then on missed nothing."""
     headers: dict[str, str] = field(default_factory=dict)
     """Headers that the answer gets, whatever it will be."""
 
@@ -45,10 +48,12 @@ class Exchange:
         self.completion_tokens += number
 
     def log(self, status: int) -> None:
-        """Writes the line."""
+        """Writes the line. Whoever asks every second whether the process is well would drown the others."""
+        quiet = self.path == "/health" and status == HTTPStatus.OK
         log_event(
             _log,
             "request",
+            level=logging.DEBUG if quiet else logging.INFO,
             request_id=self.request_id,
             method=self.method,
             path=self.path,

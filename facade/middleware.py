@@ -36,7 +36,7 @@ async def frame_exchange(request: web.Request, handler: Handler) -> web.StreamRe
         status = response.status
         return response
     finally:
-        exchange.log(status)
+        exchange.log(exchange.whole_status or status)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -9,6 +9,8 @@ from typing import Self
 
 from aiohttp import web
 
+from facade.exchange import EXCHANGE
+
 DONE = b"[DONE]"
 """What OpenAI's streams end with when all went well."""
 CLOSE_TIMEOUT_S = 5.0
@@ -69,6 +71,8 @@ class EventStream:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.send(last)
+                # Clients close at the last event, sooner than the end of the body comes.
+                self._request[EXCHANGE].whole_status = self.response.status
                 await self.response.write_eof()
         except TimeoutError:
             if self._request.transport is not None:

@@ -6,13 +6,13 @@ cancelled on every way out: leaving the event iterator cancels the gRPC call.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from aiohttp import web
 
+from facade.answer import encode_json, json_answer
 from facade.auth import authenticate, require_model
 from facade.body import read_json_body
 from facade.errors import error_object, public_error
@@ -20,8 +20,10 @@ from facade.exchange import EXCHANGE, Exchange
 from facade.limits import Reservation, reserve
 from facade.render import ChunkRenderer, completion_id, completion_object
 from facade.schema import ChatBody, parse_chat_body, to_generate_request
+from facade.served import not_found
 from facade.services import SERVICES
 from facade.sse import DONE, EventStream
+from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import Delta, Event, Started, Usage
 from mantler.tenancy.store import KeyRecord
 
@@ -47,7 +49,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             # The status is spent: the failure is the last event, and nothing says that all went well.
             known = public_error(error, exchange.request_id)
             exchange.error = known.code
-            await stream.finish(json.dumps(error_object(known)).encode())
+            await stream.finish(encode_json(error_object(known)))
             return stream.response
 
 
@@ -60,10 +62,15 @@ async def _complete(request: web.Request, key: KeyRecord, stream: EventStream) -
     wanted = to_generate_request(body, exchange.request_id)
     require_model(key, body.model)
     with reserve(services.limiter, key, exchange) as reservation:
-        async with aclosing(services.client.generate(wanted, settings.request_timeout_s)) as events:
-            if body.stream:
-                return await _relay(events, body, stream, exchange, reservation)
-            return await _collect(events, exchange, reservation)
+        try:
+            async with aclosing(services.client.generate(wanted, settings.request_timeout_s)) as events:
+                if body.stream:
+                    return await _relay(events, body, stream, exchange, reservation)
+                return await _collect(events, exchange, reservation)
+        except MantlerError as error:
+            if error.code is not ErrorCode.MODEL_NOT_FOUND:
+                raise
+            raise await not_found(services.client, key, body.model) from error
 
 
 async def _relay(
@@ -111,9 +118,7 @@ async def _collect(events: AsyncIterator[Event], exchange: Exchange, reservation
             texts.append(part.text)
         elif started is not None:
             exchange.completion_tokens = part.usage.completion_tokens
-            return web.json_response(
-                completion_object(completion_id(), int(time.time()), started, "".join(texts), part)
-            )
+            return json_answer(completion_object(completion_id(), int(time.time()), started, "".join(texts), part))
     raise ValueError("the stream ended before the choice")
 
 

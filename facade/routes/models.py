@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from facade.answer import json_answer
 from facade.auth import authenticate, require_model
 from facade.exchange import EXCHANGE
 from facade.render import model_object
+from facade.served import usable_model, usable_models
 from facade.services import SERVICES
-from mantler.errors import ErrorCode, MantlerError
-from mantler.messages import ModelState
 
 
 async def list_models(request: web.Request) -> web.Response:
     """The models that answer requests and that the key may use."""
     key = await authenticate(request)
-    models = await request.app[SERVICES].client.list_models()
-    usable = [model for model in models if model.state is ModelState.READY and key.allows(model.id)]
-    return web.json_response({"object": "list", "data": [model_object(model) for model in usable]})
+    models = await usable_models(request.app[SERVICES].client, key)
+    return json_answer({"object": "list", "data": [model_object(model) for model in models]})
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -26,7 +25,4 @@ async def get_model(request: web.Request) -> web.Response:
     model_id = request.match_info["id"]
     request[EXCHANGE].model = model_id
     require_model(key, model_id)
-    model = await request.app[SERVICES].client.get_model(model_id)
-    if model.state is not ModelState.READY:
-        raise MantlerError(ErrorCode.MODEL_NOT_FOUND, "The model is not deployed.", param="model")
-    return web.json_response(model_object(model))
+    return json_answer(model_object(await usable_model(request.app[SERVICES].client, key, model_id)))

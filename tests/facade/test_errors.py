@@ -9,14 +9,18 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from facade.answer import encode_json
+from facade.app import running
 from mantler import messages as m
 from mantler.errors import ErrorCode, MantlerError
-from tests.facade.conftest import AUTH, KEY, MODEL, Facade, chat, events
-from tests.fake_runtime import Body, Gate, failing, model
+from tests.facade.conftest import AUTH, KEY, MODEL, Facade, chat, events, make_settings
+from tests.fake_runtime import Body, FakeRuntime, Gate, failing, model
 
 
 def error_of(body: Any) -> tuple[str, str]:
@@ -89,13 +93,77 @@ async def test_models(facade: Facade) -> None:
 
 
 async def test_404_for_models(facade: Facade) -> None:
-    for status, body, _ in (
-        await facade.get("/v1/models/nope"),
-        await facade.get("/v1/models/cold:1b"),
-        await facade.post({**chat(), "model": "nope"}),
-        await facade.post({**chat(stream=True), "model": "cold:1b"}),
+    for name in ("nope", "cold:1b"):
+        for status, body, _ in (
+            await facade.get(f"/v1/models/{name}"),
+            await facade.post({**chat(), "model": name}),
+            await facade.post({**chat(stream=True), "model": name}),
+        ):
+            assert (status, *error_of(body)) == (404, "not_found_error", "model_not_found")
+            assert body["error"]["message"] == (
+                f"The model '{name}' is not served here. This API key may use org/other:tag, {MODEL}."
+            )
+
+
+async def test_404_for_models_names_only_those_of_the_key_and_not_too_many(facade: Facade) -> None:
+    own, _ = await facade.new_key(allowed_models=(MODEL, "nope"))
+    _, body, _ = await facade.get("/v1/models/nope", headers=own)
+    assert body["error"]["message"].endswith(f" This API key may use {MODEL}.")
+    facade.runtime.models |= {f"m{i}:1": model(f"m{i}:1") for i in range(9)}
+    _, body, _ = await facade.post({**chat(), "model": "N" * 1000})
+    assert body["error"]["message"] == (
+        f"The model '{'N' * 79}…' is not served here. This API key may use m0:1, m1:1, m2:1, m3:1, m4:1 and 6 more."
+    )
+    facade.runtime.models.clear()
+    _, body, _ = await facade.post({**chat(), "model": "nope"})
+    assert body["error"]["message"].endswith(" No model that this API key may use is served now.")
+
+
+async def test_a_frozen_runtime_is_offline_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def frozen(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("facade.served.LOOKUP_TIMEOUT_S", 0.1)
+    for method in ("ListModels", "GetModel"):
+        monkeypatch.setattr(f"tests.fake_runtime._Models.{method}", frozen)
+    async with (
+        FakeRuntime() as runtime,
+        running(make_settings(tmp_path, runtime.address)) as (host, port),
+        aiohttp.ClientSession(headers=AUTH) as http,
     ):
-        assert (status, *error_of(body)) == (404, "not_found_error", "model_not_found")
+        for path in ("/v1/models", f"/v1/models/{MODEL}"):
+            async with http.get(f"http://{host}:{port}{path}") as response:
+                assert response.status == 503
+                assert (await response.json())["error"]["code"] == "machine_offline"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/embeddings", "The API /v1/embeddings is not served yet."),
+        ("/v1/completions", "The API /v1/completions is not served yet."),
+        ("/v1/responses/resp_1/cancel", "The API /v1/responses is not served yet."),
+        ("/chat/completions", "There is nothing at this address; the base URL of a client ends with one /v1."),
+        ("/v1/v1/models", "There is nothing at this address; the base URL of a client ends with one /v1."),
+        ("/", "There is nothing at this address."),
+    ],
+)
+async def test_404_for_addresses_says_what_is_served(facade: Facade, path: str, words: str) -> None:
+    async with facade.http.post(f"{facade.url}{path}", json={}) as response:
+        body = await response.json()
+    assert (response.status, *error_of(body)) == (404, "not_found_error", "route_not_found")
+    served = "This server has POST /v1/chat/completions, GET /v1/models and GET /v1/models/{id}."
+    assert body["error"]["message"] == f"{words} {served}"
+
+
+async def test_json_is_readable_in_a_terminal(facade: Facade) -> None:
+    for path, status in (("/health", 200), ("/v1/models", 401), ("/nowhere", 404)):
+        async with facade.http.get(f"{facade.url}{path}") as response:
+            text = await response.text()
+        assert response.status == status
+        assert text.endswith("}\n")
+        assert "\\u" not in text
+    assert encode_json("\ud800…") == b'"\\ud800\xe2\x80\xa6"', "half a surrogate pair is no UTF-8, and no failure"
 
 
 async def test_health_needs_no_key(facade: Facade) -> None:
@@ -112,6 +180,8 @@ async def test_aiohttps_own_errors_are_ours(facade: Facade) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         status, body, _ = await facade.post(b"{}", headers={**AUTH, "Content-Type": kind})
         assert (status, *error_of(body)) == (415, "invalid_request_error", "unsupported_media_type")
+        wanted = "The body must be JSON: send 'Content-Type: application/json'"
+        assert body["error"]["message"] == f"{wanted}; got Content-Type '{kind}'."
 
 
 @pytest.mark.parametrize("changes", [{"max_body_mb": 1}])
@@ -340,6 +410,33 @@ async def test_access_log_has_numbers_and_no_text(facade: Facade, caplog: pytest
     assert "\n" not in lines[1]
     assert "SECRETPROMPT" not in caplog.text
     assert headers["Authorization"].removeprefix("Bearer ") not in caplog.text
+
+
+async def test_health_is_logged_for_those_who_look_closely(facade: Facade, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "facade.access"):
+        await facade.get("/health")
+        async with facade.http.post(f"{facade.url}/health"):
+            pass
+    levels = [record.levelname for record in caplog.records if record.name == "facade.access"]
+    assert levels == ["DEBUG", "INFO"]
+
+
+async def test_a_client_that_leaves_after_done_was_served(facade: Facade, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    def note(*_: object, status: int, **__: object) -> None:
+        logged.set_result(status)
+
+    logged: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr("aiohttp.web.StreamResponse.write_eof", never)
+    monkeypatch.setattr("facade.exchange.log_event", note)
+    async with facade.http.post(f"{facade.url}/v1/chat/completions", json=chat(stream=True), headers=AUTH) as response:
+        async for line in response.content:
+            if line == b"data: [DONE]\n":
+                break
+        response.close()
+    assert await asyncio.wait_for(logged, 5) == 200
 
 
 async def test_model_states_are_seen_at_once(facade: Facade) -> None:
