@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 class _Load:
     """A load under way. Several callers may follow one."""
 
+    written: str
+    """The model's name as the first caller spelled it, for errors."""
     progress: LoadProgress
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[Manifest] = field(init=False)
@@ -63,12 +65,12 @@ class Deployments:
 
     def serving(self, name: str) -> DeployedModel:
         """The model, if it takes requests. Raises ``MantlerError`` MODEL_NOT_FOUND or RUNTIME_UNAVAILABLE."""
-        name = _model_id(name)
-        model = self._ready.get(name)
+        model_id = _model_id(name)
+        model = self._ready.get(model_id)
         if model is not None:
             return model
-        if name in self._loads or name in self._unloading:
-            raise unavailable(name)
+        if model_id in self._loads or model_id in self._unloading:
+            raise unavailable(model_id)
         raise MantlerError(
             ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not deployed on this machine.", param="model"
         )
@@ -87,9 +89,9 @@ class Deployments:
 
     async def model(self, name: str) -> ModelInfo:
         """One model. Raises ``MantlerError`` MODEL_NOT_FOUND."""
-        name = _model_id(name)
+        model_id = _model_id(name)
         for info in await self.models():
-            if info.id == name:
+            if info.id == model_id:
                 return info
         raise MantlerError(ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not on this machine.", param="model")
 
@@ -99,16 +101,16 @@ class Deployments:
         Closing the iterator leaves the load running. Raises ``MantlerError`` where the model is not stored and must
         not be pulled, cannot be pulled, or does not fit.
         """
-        name = _model_id(name)
-        if name in self._unloading:
-            raise unavailable(name)
-        if (model := self._ready.get(name)) is not None:
+        model_id = _model_id(name)
+        if model_id in self._unloading:
+            raise unavailable(model_id)
+        if (model := self._ready.get(model_id)) is not None:
             yield LoadProgress(LoadStage.READY, model=self._info(model.manifest))
             return
-        load = self._loads.get(name)
+        load = self._loads.get(model_id)
         if load is None:
-            load = self._loads[name] = _Load(LoadProgress(LoadStage.LOADING))
-            load.task = asyncio.create_task(self._load(name, load, pull=pull), name=f"load {name}")
+            load = self._loads[model_id] = _Load(name, LoadProgress(LoadStage.LOADING))
+            load.task = asyncio.create_task(self._load(model_id, load, pull=pull), name=f"load {model_id}")
         task = load.task
         while not task.done():
             yield load.progress
@@ -185,10 +187,10 @@ class Deployments:
             return manifest
         if not pull:
             raise MantlerError(
-                ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not in this machine's store.", param="model"
+                ErrorCode.MODEL_NOT_FOUND, f"The model {load.written!r} is not in this machine's store.", param="model"
             )
         # Callers over the network may name what the catalogue holds, not files of this machine.
-        entry = look_up(name)
+        entry = look_up(name, load.written)
         loop = asyncio.get_running_loop()
 
         def report(progress: LoadProgress) -> None:

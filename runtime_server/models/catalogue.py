@@ -69,13 +69,13 @@ CATALOGUE = {entry.id: entry for entry in _ENTRIES}
 """Entries by id, in the order they are shown."""
 
 
-def look_up(model_id: str) -> CatalogueEntry:
-    """The entry called ``model_id``. Raises :class:`PullError` that suggests close names."""
+def look_up(model_id: str, written: str) -> CatalogueEntry:
+    """The entry called ``model_id``. Raises :class:`PullError` that suggests close names to who has ``written`` it."""
     entry = CATALOGUE.get(model_id)
     if entry is not None:
         return entry
     close = difflib.get_close_matches(model_id, CATALOGUE, n=3, cutoff=0.5)
-    known = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(CATALOGUE)}"
+    known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(CATALOGUE)}."
     raise PullError(
-        f"No model is called {model_id!r}.", hint=f"{known} A path to a .gguf file or folder and hf:ORG/REPO work too"
+        f"No model is called {written!r}.", hint=f"{known} A path to a .gguf file or folder and hf:ORG/REPO work too"
     )

@@ -64,6 +64,15 @@ async def test_what_is_no_name_is_not_found(deployments: Deployments, name: str)
     assert refused.value.code is ErrorCode.INVALID_REQUEST
 
 
+async def test_errors_name_a_model_as_it_was_asked_for(deployments: Deployments) -> None:
+    async def unload() -> None:
+        await deployments.unload("GPT-4")
+
+    for refused in (load(deployments, "GPT-4"), deployments.model("GPT-4"), unload()):
+        with pytest.raises(MantlerError, match="'GPT-4'"):
+            await refused
+
+
 async def test_an_unload_goes_on_where_its_caller_leaves(deployments: Deployments) -> None:
     await load(deployments)
     asked = GenerateRequest("r", TINY, PROMPT, stop=StopParams(max_tokens=40, ignore_eos=True))

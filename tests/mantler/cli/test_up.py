@@ -121,7 +121,7 @@ def test_both_cannot_have_the_same_port(mantler: Mantler) -> None:
 def test_a_model_that_does_not_exist_is_an_error(mantler: Mantler) -> None:
     result = mantler("up", "--http", "127.0.0.1:0", "--runtime", "127.0.0.1:0", "--model", "nonsense")
     assert result.code == 1
-    assert "error: No model is called 'nonsense:latest'\nhint: " in result.err
+    assert "error: No model is called 'nonsense'\nhint: " in result.err
 
 
 def test_the_banner_has_a_curl_that_works_as_it_stands() -> None:
