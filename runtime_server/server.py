@@ -51,7 +51,8 @@ class RuntimeServer:
         self._deployments = Deployments(settings, ModelStore(settings.models_dir), self._report_health)
         self._health = health_aio.HealthServicer()
         self._stopped = asyncio.Event()
-        self._failure: str | None = None
+        self._started = False
+        """Whether the settings' models are loaded."""
         self._updates: set[asyncio.Task[None]] = set()
         self._server = grpc.aio.server(
             # Without it a second server on the same port would share its connections silently.
@@ -82,6 +83,8 @@ class RuntimeServer:
                         pass
             except MantlerError as error:
                 raise RuntimeFailure(f"cannot load {name}: {error.message}") from error
+        self._started = True
+        await self._set_health()
         return port
 
     def stop(self) -> None:
@@ -112,13 +115,17 @@ class RuntimeServer:
         task.add_done_callback(self._updates.discard)
 
     async def _set_health(self) -> None:
-        """Generation serves while a model is ready and every engine makes progress; the model service always does."""
+        """Generation serves while a model is ready and every engine makes progress; the model service always does.
+
+        The whole serves as generation does once the settings' models are loaded. Without a model in the settings it
+        serves without one: a caller may load one at any time.
+        """
         models = self._deployments.ready
         moving = all(not model.engine.failed and model.engine.step_age_s() < STALL_S for model in models)
-        generating = _status(bool(models) and moving)
+        generating = bool(models) and moving
         await self._health.set(MODEL, _status(True))
-        await self._health.set(GENERATION, generating)
-        await self._health.set("", generating)
+        await self._health.set(GENERATION, _status(generating))
+        await self._health.set("", _status(self._started and (generating or not (models or self._settings.model))))
 
 
 async def serve(settings: RuntimeSettings, on_ready: Callable[[int], None] = lambda port: None) -> None:
@@ -142,6 +149,7 @@ async def serve(settings: RuntimeSettings, on_ready: Callable[[int], None] = lam
         await server.close()
         for number in signals:
             loop.remove_signal_handler(number)
+    logger.info("stopped")
 
 
 def _status(serving: bool) -> int:

@@ -1,0 +1,40 @@
+"""The health that a runtime reports, over gRPC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mantler.config import RuntimeSettings
+from runtime_server.models.pull import pull
+from runtime_server.server import GENERATION, MODEL, RuntimeServer
+from tests.tiny_models import CONTEXT, tiny_config, write_gguf
+
+
+@pytest.mark.parametrize(
+    ("models", "generates"), [([], False), (["tiny:latest"], True)], ids=["no model is wanted", "one is"]
+)
+async def test_the_whole_serves_once_the_wanted_models_are_loaded(
+    tmp_path: Path, models: list[str], generates: bool
+) -> None:
+    if models:
+        pull(str(write_gguf(tmp_path / "tiny.gguf", tiny_config("llama"))), tmp_path)
+    settings = RuntimeSettings(
+        home=tmp_path, runtime="127.0.0.1:0", model=models, max_batch=2, max_request_tokens=CONTEXT, threads=1
+    )
+    server = RuntimeServer(settings)
+    try:
+        port = await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            serving = {
+                name: (await check(health_pb2.HealthCheckRequest(service=name))).status
+                == health_pb2.HealthCheckResponse.SERVING
+                for name in ("", MODEL, GENERATION)
+            }
+        assert serving == {"": True, MODEL: True, GENERATION: generates}
+    finally:
+        await server.close()
