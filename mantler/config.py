@@ -9,6 +9,7 @@ and says where a bad one came from.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,6 +69,18 @@ def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+_MODEL_PART = r"[a-z0-9]([a-z0-9._-]{0,78}[a-z0-9_-])?"
+_MODEL_ID = re.compile(rf"{_MODEL_PART}(:{_MODEL_PART})?", re.IGNORECASE | re.ASCII)
+
+
+def _model_id(value: str) -> str:
+    if not _MODEL_ID.fullmatch(value):
+        raise ValueError(
+            "must be the id of a model, such as smollm2:135m; `mantler pull` makes one of a file or folder"
+        )
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
 """A ``HOST:PORT``. Port 0 lets the system choose one."""
 
@@ -75,12 +88,26 @@ StringList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 """Several strings: a flag is repeated, an environment variable is separated by commas."""
 
 
-Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+ModelId = Annotated[str, AfterValidator(_model_id)]
+
+ModelIds = Annotated[list[ModelId], NoDecode, BeforeValidator(_split_commas)]
+"""Like :data:`StringList`, of ids in any spelling that the store takes."""
+
+
+def absolute(folder: Path) -> Path:
+    """``folder`` from the root on, ``~`` replaced. Raises ``ValueError`` where nobody knows whose home that is."""
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("must be a folder; no home folder is known for the user behind its ~") from None
+
+
+Folder = Annotated[Path, AfterValidator(absolute)]
 
 
 def default_home() -> Path:
-    """``MANTLER_HOME``, or ``~/.mantler``."""
-    return Path(os.environ.get(f"{ENV_PREFIX}HOME") or Path.home() / ".mantler").expanduser()
+    """``MANTLER_HOME``, or ``~/.mantler``. Raises ``ValueError`` like :func:`absolute`."""
+    return absolute(Path(os.environ.get(f"{ENV_PREFIX}HOME") or "~/.mantler"))
 
 
 class Settings(BaseSettings):
@@ -101,8 +128,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then the file, which lies in the home that the first two name."""
-        home = Path(init_settings().get("home") or default_home()).expanduser()
+        """Flags, then the environment, then the file, which lies in the home that the first two name.
+
+        Raises ``ValueError`` where that home cannot be told.
+        """
+        given = init_settings().get("home")
+        home = absolute(Path(given)) if given else default_home()
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=home / CONFIG_FILE)
 
     @property
@@ -120,8 +151,9 @@ class RuntimeSettings(Settings):
     """``mantler runtime``: one process that runs models on this machine."""
 
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
-    model: StringList = Field(
-        default_factory=lambda: ["smollm2:135m"], description="Model to load at start; may be given several times."
+    model: ModelIds = Field(
+        default_factory=lambda: ["smollm2:135m"],
+        description="Id of a model to load at start; may be given several times.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 means one per physical core.")
     max_batch: int = Field(32, ge=1, le=1024, description="Requests that run at the same time, per model.")

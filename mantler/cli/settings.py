@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from mantler.cli.errors import BadUsage
-from mantler.config import ALL_SETTINGS, CONFIG_FILE, ENV_PREFIX, SECRET, Settings, default_home
+from mantler.config import ALL_SETTINGS, CONFIG_FILE, ENV_PREFIX, SECRET, Settings, absolute, default_home
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def read(cls: type[SettingsT], flags: Mapping[str, Any]) -> SettingsT:
     """The settings of ``cls``; ``flags`` holds the given ones only. Raises :class:`BadUsage` naming the bad one."""
-    file = Path(str(flags.get("home") or default_home())).expanduser() / CONFIG_FILE
+    file = _home(flags.get("home")) / CONFIG_FILE
     in_file = _read_file(file)
     try:
         return cls(**flags)
@@ -84,6 +84,17 @@ def _number(value: Any) -> str:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _home(flag: object) -> Path:
+    try:
+        return absolute(Path(str(flag))) if flag else default_home()
+    except ValueError as error:
+        name = flag_name("home") if flag else variable_name("home")
+        got = flag or os.environ.get(variable_name("home"))
+        raise BadUsage(
+            f"{name}: {error}, got {_shown(got)}", hint=f"{Settings.model_fields['home'].description}"
+        ) from error
 
 
 def _read_file(path: Path) -> dict[str, object]:

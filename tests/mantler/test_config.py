@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from mantler.cli.errors import BadUsage
 from mantler.cli.settings import allowed, read, variable_name
-from mantler.config import ALL_SETTINGS, FacadeSettings, RuntimeSettings, join_address, split_address
+from mantler.config import ALL_SETTINGS, FacadeSettings, ModelId, RuntimeSettings, join_address, split_address
+from runtime_server.models.errors import PullError
+from runtime_server.models.names import ModelName
 
 GOOD_KEY = "mk_live_" + "a" * 43
 
@@ -47,6 +51,45 @@ def test_the_file_lies_in_the_home_that_a_flag_names(tmp_path: Path) -> None:
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANTLER_HOME", "~/somewhere")
     assert read(RuntimeSettings, {}).home == Path.home() / "somewhere"
+
+
+def test_a_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = r"must be a folder; no home folder is known for the user behind its ~, got '~nobodyx/y'$"
+    with pytest.raises(BadUsage, match=f"^--home: {words}"):
+        read(RuntimeSettings, {"home": "~nobodyx/y"})
+    monkeypatch.setenv("MANTLER_HOME", "~nobodyx/y")
+    with pytest.raises(BadUsage, match=f"^MANTLER_HOME: {words}"):
+        read(RuntimeSettings, {})
+
+
+def test_no_model_at_all_can_be_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "config.toml").write_text("model = []\n")
+    assert read(RuntimeSettings, {}).model == []
+    monkeypatch.setenv("MANTLER_MODEL", ",,")
+    assert read(RuntimeSettings, {}).model == []
+
+
+@pytest.mark.parametrize("bad", ["../../etc", "hf:ORG/REPO", "a.gguf:", "~/a", ".", "a b"])
+def test_a_model_is_an_id(bad: str) -> None:
+    with pytest.raises(BadUsage, match=r"^--model: must be the id of a model, such as smollm2:135m; ") as caught:
+        read(RuntimeSettings, {"model": ["a:1", bad]})
+    assert caught.value.message.endswith(f"got '{bad}'")
+
+
+@given(st.from_regex(r"[a-zA-Z0-9._:-]{1,6}", fullmatch=True) | st.text(max_size=90))
+@example("a" * 80)
+@example("a" * 81)
+@example("a" * 79 + ".")
+@example("K")  # the Kelvin sign is a small k, but not in ASCII
+def test_a_model_may_be_spelled_as_the_store_spells_it(text: str) -> None:
+    def taken(take: Callable[[str], object]) -> bool:
+        try:
+            take(text)
+        except (PullError, ValueError):
+            return False
+        return True
+
+    assert taken(TypeAdapter(ModelId).validate_python) == taken(ModelName.parse)
 
 
 def test_lists_come_from_commas_and_from_repeated_flags(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

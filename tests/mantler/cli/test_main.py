@@ -128,6 +128,23 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
     assert done.stderr == "[]\n"
 
 
+def test_ctrl_c_during_the_imports_is_quiet() -> None:
+    code = """
+import os, signal, sys
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mantler.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupter())
+from mantler.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_reader_that_leaves_is_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
