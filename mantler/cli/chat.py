@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import click
 
 from mantler import messages as m
+from mantler.cli.commands import Command
 from mantler.cli.errors import CliError, show_error
 from mantler.cli.options import option, settings_options
 from mantler.cli.settings import read
 from mantler.cli.terminal import note
+from mantler.cli.values import Number
 from mantler.config import ClientSettings
 from mantler.errors import ErrorCode, MantlerError
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 600.0
 HELP = "/new forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+MAX_NAMED = 5
+"""Models that an error names."""
+_MODELS_HINT = "`mantler models --remote` shows what the runtime has"
 _OFFLINE_HINT = "`mantler up` starts a runtime; --runtime names another one"
 
 
@@ -58,14 +63,38 @@ class Conversation:
         self.turns += (m.ChatMessage(m.Role.USER, text), m.ChatMessage(m.Role.ASSISTANT, answer))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", required=False)
 @click.argument("prompt", required=False)
 @option("--system", env="MANTLER_CHAT_SYSTEM", help="A system message that opens the conversation.")
-@option("--temperature", env="MANTLER_CHAT_TEMPERATURE", help="0 to 2; 0 always takes the likeliest token.", type=float)
-@option("--top-p", env="MANTLER_CHAT_TOP_P", help="Above 0, at most 1.", type=float)
-@option("--seed", env="MANTLER_CHAT_SEED", help="Repeats an answer.", type=int)
-@option("--max-tokens", env="MANTLER_CHAT_MAX_TOKENS", help="Longest answer in tokens.", type=int)
+@option(
+    "--temperature",
+    env="MANTLER_CHAT_TEMPERATURE",
+    help="Randomness; 0 always takes the likeliest token.",
+    shown_default="1",
+    type=Number(float, 0, 2),
+)
+@option(
+    "--top-p",
+    env="MANTLER_CHAT_TOP_P",
+    help="Share of the likeliest tokens to draw from.",
+    shown_default="1",
+    type=Number(float, 0, 1, open_low=True),
+)
+@option(
+    "--seed",
+    env="MANTLER_CHAT_SEED",
+    help="Repeats an answer.",
+    shown_default="a random one",
+    type=Number(int, 0, 2**64 - 1),
+)
+@option(
+    "--max-tokens",
+    env="MANTLER_CHAT_MAX_TOKENS",
+    help="Longest answer in tokens.",
+    shown_default="what the context has room for",
+    type=Number(int, 1, m.MAX_TOKENS),
+)
 @settings_options(ClientSettings, only=("runtime",))
 def chat(
     model: str | None,
@@ -82,27 +111,31 @@ def chat(
     It is MODEL, or else the first that is ready. With PROMPT, or with text on standard input, it prints one
     answer. Without, it goes on until Ctrl-D; Ctrl-C stops an answer, not the program.
 
+    One argument that holds a space is a PROMPT, since no model is called so. Text on standard input follows the
+    PROMPT.
+
     \b
     Examples:
       mantler chat
+      mantler chat "Why is the sky blue?"
       mantler chat smollm2:135m "Why is the sky blue?"
       mantler chat smollm2:135m "Sum this up:" < notes.txt
     """
+    if model is not None and prompt is None and any(character.isspace() for character in model):
+        model, prompt = None, model
     settings = read(ClientSettings, flags)
     sampling = m.SamplingParams(
         temperature=1.0 if temperature is None else temperature, top_p=1.0 if top_p is None else top_p, seed=seed
     )
     stop = m.StopParams(max_tokens=max_tokens)
-    interactive = sys.stdin.isatty() and prompt is None
-    text = None if interactive else _one_prompt(prompt)
     with asyncio.Runner() as runner:
         client = runner.run(_connect(settings.runtime))
         try:
-            conversation = Conversation(model or runner.run(_first_ready(client)), system, sampling, stop)
-            if text is None:
+            conversation = Conversation(runner.run(_served(client, model)), system, sampling, stop)
+            if sys.stdin.isatty() and prompt is None:
                 _loop(runner, client, conversation)
             else:
-                runner.run(_answer(client, conversation.request(text), _write))
+                runner.run(_answer(client, conversation.request(_one_prompt(prompt)), _write))
                 click.echo()
         except MantlerError as error:
             raise CliError(error.message.rstrip("."), _hint(error)) from error
@@ -170,11 +203,28 @@ async def _connect(address: str) -> RuntimeClient:
     return RuntimeClient(address)
 
 
-async def _first_ready(client: RuntimeClient) -> str:
-    for model in await client.list_models():
-        if model.state is m.ModelState.READY:
+async def _served(client: RuntimeClient, name: str | None) -> str:
+    """The id of the model that is called ``name``, or of the first that is ready."""
+    ready = [model.id for model in await client.list_models() if model.state is m.ModelState.READY]
+    if not ready:
+        raise CliError(f"the runtime at {client.address} has no model ready", hint=_MODELS_HINT)
+    if name is None:
+        return ready[0]
+    try:
+        model = await client.get_model(name)  # it knows every spelling of an id
+    except MantlerError as error:
+        if error.code is not ErrorCode.MODEL_NOT_FOUND:
+            raise
+        state = "unknown to it"
+    else:
+        if model.id in ready:
             return model.id
-    raise CliError(f"the runtime at {client.address} has no model ready", hint="`mantler models --remote` shows them")
+        state = model.state.value
+    more = ", …" if len(ready) > MAX_NAMED else ""
+    raise CliError(
+        f"the runtime at {client.address} does not serve {name!r}, which is {state}",
+        hint=f"it serves {', '.join(ready[:MAX_NAMED])}{more}; {_MODELS_HINT}",
+    )
 
 
 async def _answer(client: RuntimeClient, request: m.GenerateRequest, write: Callable[[str], None]) -> None:
@@ -193,6 +243,6 @@ def _hint(error: MantlerError) -> str | None:
         case ErrorCode.MACHINE_OFFLINE | ErrorCode.RUNTIME_UNAVAILABLE:
             return _OFFLINE_HINT
         case ErrorCode.MODEL_NOT_FOUND:
-            return "`mantler models --remote` shows what the runtime has"
+            return _MODELS_HINT
         case _:
             return None

@@ -129,7 +129,12 @@ def service(name: str, address: str, flag: str, serves: Callable[[], bool]) -> I
     except CliError as error:
         yield Finding(name, Status.FAIL, f"does not serve, and {error.message}", error.hint)
     else:
-        yield Finding(name, Status.OK, f"not running; {address} is free", "`mantler up` starts it")
+        yield Finding(name, Status.OK, f"not running; {address} is free", _not_here(flag))
+
+
+def _not_here(flag: str) -> str:
+    key = flag.removeprefix("--")
+    return f"`mantler up` starts it; if it serves elsewhere, say where: {flag} HOST:PORT, or {key} in config.toml"
 
 
 def _instructions() -> str:

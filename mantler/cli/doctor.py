@@ -12,6 +12,7 @@ import click
 
 from mantler.cli import checks, ports, probe
 from mantler.cli.checks import Finding, Status
+from mantler.cli.commands import Command
 from mantler.cli.errors import EXIT_FAILED, BadUsage
 from mantler.cli.options import json_option, settings_options
 from mantler.cli.settings import read
@@ -21,9 +22,18 @@ from mantler.config import FacadeSettings, RuntimeSettings
 _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
-@settings_options(RuntimeSettings, FacadeSettings, only=("home", "http", "runtime", "model"))
+@settings_options(
+    RuntimeSettings,
+    FacadeSettings,
+    only=("home", "http", "runtime", "model"),
+    meanings={
+        "http": "Where a facade is looked for, HOST:PORT.",
+        "runtime": "Where a runtime is looked for, HOST:PORT.",
+        "model": "Id of a model that should be stored; may be given several times.",
+    },
+)
 def doctor(json: bool, flags: dict[str, object]) -> None:
     """Look for what is wrong.
 

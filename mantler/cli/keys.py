@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mantler.cli.commands import Group
 from mantler.cli.errors import BadUsage, CliError
 from mantler.cli.expiry import ALLOWED, parse_expiry, show_time
 from mantler.cli.options import json_option, option, settings_options
 from mantler.cli.settings import read
 from mantler.cli.terminal import note, print_json, print_table
+from mantler.cli.values import Number
 from mantler.config import FacadeSettings
 
 if TYPE_CHECKING:
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
 _home_option = settings_options(FacadeSettings, only=("home",))
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    meant={"ls": "list", "rm": "revoke", "remove": "revoke", "delete": "revoke", "new": "create", "add": "create"},
+)
 def keys() -> None:
     """Make, list and revoke API keys. They live in MANTLER_HOME; a running facade sees every change at once.
 
@@ -30,21 +36,35 @@ def keys() -> None:
     Examples:
       mantler keys create --name ci --models smollm2:135m --rpm 60 --expires 30d
       mantler keys list --json
-      mantler keys revoke key_7Qm2…
+      mantler keys revoke key_57fa008a07fb6950
     """
 
 
 @keys.command()
-@option("--name", env="MANTLER_KEY_NAME", help="What the key is for.", default="default", show_default=True)
+@option("--name", env="MANTLER_KEY_NAME", help="What the key is for.", default="default", shown_default="default")
 @option(
     "--models",
     env="MANTLER_KEY_MODELS",
-    help="Models that it may use, separated by commas; may be given several times. Default: all.",
+    help="Models that it may use, separated by commas; may be given several times.",
+    shown_default="all",
     metavar="MODEL",
     multiple=True,
 )
-@option("--rpm", env="MANTLER_KEY_RPM", help="Requests per minute. Default: no limit.", type=click.IntRange(1, 10**9))
-@option("--expires", env="MANTLER_KEY_EXPIRES", help=f"{ALLOWED.capitalize()}. Default: never.", metavar="WHEN")
+@option(
+    "--rpm",
+    env="MANTLER_KEY_RPM",
+    help="Requests per minute.",
+    shown_default="no limit",
+    type=Number(int, 1, 10**9),
+    metavar="N",
+)
+@option(
+    "--expires",
+    env="MANTLER_KEY_EXPIRES",
+    help=f"{ALLOWED.capitalize()}.",
+    shown_default="never",
+    metavar="WHEN",
+)
 @json_option
 @_home_option
 def create(
@@ -66,6 +86,7 @@ def create(
     except ValueError as error:
         raise BadUsage(f"--expires: {error}, got {expires!r}") from error
     key, record = asyncio.run(_create(settings.database_url, name, allowed or None, rpm, expires_unix_s))
+    _warn_of_unknown(allowed, settings.models_dir)
     if json:
         print_json({"key": key, **asdict(record)})
     else:
@@ -103,13 +124,14 @@ def revoke(ids: tuple[str, ...], flags: dict[str, object]) -> None:
 
     \b
     Examples:
-      mantler keys revoke key_7Qm2…
+      mantler keys revoke key_57fa008a07fb6950
     """
     settings = read(FacadeSettings, flags)
-    missing = asyncio.run(_revoke(settings.database_url, ids))
-    for key_id in ids:
-        if key_id not in missing:
-            note(f"{key_id} is revoked.")
+    before = asyncio.run(_revoke(settings.database_url, ids))
+    for key_id, record in before.items():
+        since = record.revoked_unix_s
+        note(f"{key_id} is revoked." if since is None else f"{key_id} was revoked already, {show_time(since)} UTC.")
+    missing = [key_id for key_id in ids if key_id not in before]
     if missing:
         raise CliError(f"there is no key {', '.join(missing)}", hint="`mantler keys list` shows the ids")
 
@@ -130,11 +152,27 @@ async def _list(url: str) -> list[KeyRecord]:
         return await store.list_keys()
 
 
-async def _revoke(url: str, ids: tuple[str, ...]) -> list[str]:
+async def _revoke(url: str, ids: tuple[str, ...]) -> dict[str, KeyRecord]:
+    """Those of ``ids`` that exist, as they were before."""
     from mantler.tenancy.store import KeyStore
 
     async with await KeyStore.open(url) as store:
-        return [key_id for key_id in ids if await store.revoke(key_id) is None]
+        records = {record.id: record for record in await store.list_keys()}
+        before = {key_id: records[key_id] for key_id in ids if key_id in records}
+        for key_id in before:
+            await store.revoke(key_id)
+        return before
+
+
+def _warn_of_unknown(models: tuple[str, ...], models_dir: Path) -> None:
+    """A key may be made before its models are pulled, but a slip of the pen should be seen."""
+    from runtime_server.models.catalogue import CATALOGUE
+    from runtime_server.models.store import ModelStore
+
+    known = {*CATALOGUE, *(manifest.id for manifest in ModelStore(models_dir).list())} if models else set()
+    for model_id in models:
+        if model_id not in known:
+            note(f"warning: no model is stored or known as {model_id!r}; the key may use it once there is one")
 
 
 async def first_key(url: str) -> str | None:

@@ -8,15 +8,22 @@ import sys
 import click
 
 from mantler import __version__
+from mantler.__main__ import EXIT_INTERRUPTED
 from mantler.cli import chat, doctor, keys, logs, models, pull, serve, up, version
+from mantler.cli.commands import Group, hint
 from mantler.cli.errors import EXIT_FAILED, CliError, show_error
 from mantler.errors import MantlerError
 from runtime_server.models.errors import PullError
 
-EXIT_INTERRUPTED = 130
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group,
+    meant={
+        "serve": "up", "start": "up", "run": "chat", "list": "models", "ls": "models", "ps": "models --remote",
+        "rm": "models remove", "remove": "models remove",
+    },
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)  # fmt: skip
 @click.version_option(__version__, prog_name="mantler", message="%(prog)s %(version)s")
 def cli() -> None:
     """Mantler: an inference mesh for machines you own. gRPC inside, OpenAI-style REST outside.
@@ -54,8 +61,8 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "mantler"
-        show_error(error.format_message().rstrip("."), f"{path} --help shows what it takes")
+        text = error.message if isinstance(error, click.exceptions.NoSuchCommand) else error.format_message()
+        show_error(text.rstrip("."), hint(error))
         return error.exit_code
     except click.ClickException as error:
         show_error(error.format_message().rstrip("."), None)

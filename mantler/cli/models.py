@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mantler.cli.commands import Group
 from mantler.cli.errors import CliError
 from mantler.cli.expiry import show_time
 from mantler.cli.options import json_option, option, settings_options
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from runtime_server.models.manifest import Manifest
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True, meant={"list": "", "ls": "", "rm": "remove", "delete": "remove"})
 @option("--remote", env="MANTLER_MODELS_REMOTE", help="Ask the runtime instead of the store.", is_flag=True)
 @json_option
 @settings_options(ClientSettings, only=("runtime", "home"))
@@ -49,7 +50,7 @@ def models(context: click.Context, remote: bool, json: bool, flags: dict[str, ob
     if json:
         print_json([_as_json(manifest) for manifest in found])
     elif found:
-        headers = ("id", "architecture", "parameters", "quantization", "context", "size", "made (UTC)", "source")
+        headers = ("id", "architecture", "parameters", "quantization", "context length", "size", "made (UTC)", "source")
         print_table(headers, [_row(manifest) for manifest in found])
     else:
         note("No models. `mantler pull smollm2:135m` fetches the default one.")
@@ -79,7 +80,9 @@ def _show_remote(address: str, json: bool) -> None:
     if json:
         print_json([_info_as_json(info) for info in infos])
     elif infos:
-        print_table(("id", "state", "context", "slots", "queue", "device"), [_info_row(info) for info in infos])
+        print_table(
+            ("id", "state", "tokens per request", "slots", "queue", "device"), [_info_row(info) for info in infos]
+        )
     else:
         note(f"The runtime at {address} has no models.")
 

@@ -10,6 +10,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from mantler.cli.settings import bounds, flag_name, is_secret, variable_name
+from mantler.cli.values import Number
 from mantler.config import Address, Folder, Settings
 
 Command = Callable[..., None]
@@ -17,19 +18,34 @@ Command = Callable[..., None]
 _HOME = "~/.mantler"
 
 
-def option(*names: str, env: str, help: str, **attributes: Any) -> Callable[[Command], Command]:  # noqa: A002
-    """An option that is no setting: of one command, with a variable of its own, never in the settings file."""
-    return click.option(*names, envvar=env, help=f"{help} [env: {env}]", **attributes)
+def option(
+    *names: str,
+    env: str,
+    help: str,  # noqa: A002
+    shown_default: str | None = None,
+    **attributes: Any,
+) -> Callable[[Command], Command]:
+    """An option that is no setting: of one command, with a variable of its own, never in the settings file.
+
+    ``shown_default`` says in words what happens without it.
+    """
+    kind = attributes.get("type")
+    notes = [] if shown_default is None else [f"default: {shown_default}"]
+    notes += [kind.range] if isinstance(kind, Number) else []
+    return click.option(*names, envvar=env, help=f"{help} [{'; '.join([*notes, f'env: {env}'])}]", **attributes)
 
 
 json_option = option("--json", env="MANTLER_JSON", help="Print JSON instead of a table.", is_flag=True)
 """For commands whose output a script may want; the argument is ``json``."""
 
 
-def settings_options(*classes: type[Settings], only: Collection[str] | None = None) -> Callable[[Command], Command]:
+def settings_options(
+    *classes: type[Settings], only: Collection[str] | None = None, meanings: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
     """Gives a command one option per field of ``classes``, and the argument ``flags``: the options that were given.
 
-    ``only`` names the fields that the command has a use for; without it, it has one for all.
+    ``only`` names the fields that the command has a use for; without it, it has one for all. ``meanings`` are the
+    descriptions of those that mean something else to this command.
 
     The values are neither parsed nor checked here: :func:`mantler.cli.settings.read` does it, so that a flag,
     a variable and a key of the file obey the same rules and meet the same errors.
@@ -53,7 +69,7 @@ def settings_options(*classes: type[Settings], only: Collection[str] | None = No
 
         decorated: Command = command
         for name, field in reversed(fields.items()):
-            decorated = _option(name, field)(decorated)
+            decorated = _option(name, field, (meanings or {}).get(name, field.description))(decorated)
         return decorated
 
     return decorate
@@ -69,14 +85,14 @@ def as_arguments(flags: Mapping[str, object], cls: type[Settings]) -> list[str]:
     return arguments
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+def _option(name: str, field: FieldInfo, meaning: str | None) -> Callable[[Command], Command]:
     return click.option(
         flag_name(name),
         name,
         default=None,
         multiple=_is_list(field),
         metavar=_metavar(name, field),
-        help=f"{field.description} [{'; '.join(_notes(name, field))}]",
+        help=f"{meaning} [{'; '.join(_notes(name, field))}]",
     )
 
 

@@ -1,4 +1,4 @@
-"""Shows the progress of a pull on stderr: a bar in a terminal, a line per stage elsewhere."""
+"""Shows the progress of a pull on stderr: a bar in a terminal, a line for each tenth of a stage elsewhere."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class PullProgress:
         )
         self._stage: LoadStage | None = None
         self._task: TaskID | None = None
+        self._tenths = 0
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -57,9 +58,19 @@ class PullProgress:
             self._bar.update(
                 self._task, completed=progress.completed_bytes, total=progress.total_bytes or None, refresh=False
             )
+        elif self._bar is None and progress.total_bytes:
+            self._tell_tenths(progress)
+
+    def _tell_tenths(self, progress: LoadProgress) -> None:
+        tenths = 10 * progress.completed_bytes // progress.total_bytes
+        if tenths > self._tenths:
+            self._tenths = tenths
+            done, total = human_bytes(progress.completed_bytes), human_bytes(progress.total_bytes)
+            note(f"{progress.stage.value} {self._model_id}: {10 * tenths} %, {done} of {total}")
 
     def _begin(self, progress: LoadProgress) -> None:
         text = f"{progress.stage.value} {self._model_id}"
+        self._tenths = 0
         if self._bar is None:
             size = f" ({human_bytes(progress.total_bytes)})" if progress.total_bytes else ""
             note(f"{text}{size}")

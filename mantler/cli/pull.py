@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import click
 
+from mantler.cli.commands import Command
 from mantler.cli.options import option, settings_options
 from mantler.cli.settings import read
 from mantler.cli.terminal import human_bytes, note
+from mantler.cli.values import OneOf
 from mantler.config import ClientSettings, RuntimeSettings
 
-QUANTIZATIONS = ("int8", "fp32")
+QUANTIZATIONS = ("int8", "int8-block", "fp32")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name")
 @option(
-    "--as", "as_name", env="MANTLER_PULL_AS", help="The id to store it under. Default: made from NAME.", metavar="ID"
+    "--as",
+    "as_name",
+    env="MANTLER_PULL_AS",
+    help="The id to store it under.",
+    shown_default="made from NAME",
+    metavar="ID",
 )
 @option(
     "--quantization",
     env="MANTLER_PULL_QUANTIZATION",
-    help="int8 is small and fast, fp32 exact. Default: int8.",
-    type=click.Choice(QUANTIZATIONS),
+    help="int8 is the fastest, int8-block closer to the original, fp32 exact.",
+    shown_default="int8",
+    type=OneOf(QUANTIZATIONS),
     default="int8",
 )
 @option("--force", env="MANTLER_PULL_FORCE", help="Fetch and convert it again if it is stored.", is_flag=True)

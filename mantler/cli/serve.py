@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mantler.cli import lifeline, ports
+from mantler.cli.commands import Command
 from mantler.cli.errors import CliError
 from mantler.cli.options import option, settings_options
 from mantler.cli.settings import read
@@ -27,7 +28,7 @@ _lifeline_option = option(
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_options(RuntimeSettings)
 @_lifeline_option
 def runtime(flags: dict[str, object], exit_with_stdin: bool) -> None:
@@ -51,7 +52,7 @@ def runtime(flags: dict[str, object], exit_with_stdin: bool) -> None:
         raise CliError(str(error).rstrip("."), hint="`mantler doctor` looks for causes") from error
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_options(FacadeSettings)
 @_lifeline_option
 def facade(flags: dict[str, object], exit_with_stdin: bool) -> None:

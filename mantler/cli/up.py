@@ -14,6 +14,7 @@ from functools import partial
 import click
 
 from mantler.cli import keys, ports, probe, pull
+from mantler.cli.commands import Command
 from mantler.cli.errors import BadUsage, CliError
 from mantler.cli.options import as_arguments, settings_options
 from mantler.cli.settings import read
@@ -39,7 +40,7 @@ class Addresses:
         return f"http://{ports.reachable(self.http)}"
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_options(RuntimeSettings, FacadeSettings, UpSettings)
 def up(flags: dict[str, object]) -> None:
     """Serve models: REST outside, gRPC inside.
@@ -67,7 +68,7 @@ def up(flags: dict[str, object]) -> None:
     async def serving() -> None:
         key = None if facade.bootstrap_key else await keys.first_key(facade.database_url)
         took_s = time.monotonic() - started_s
-        click.echo(banner(addresses, runtime.model, key, took_s))
+        click.echo(banner(addresses, runtime.model, key, took_s, bootstrap=facade.bootstrap_key is not None))
         sys.stdout.flush()
 
     try:
@@ -111,11 +112,15 @@ async def supervise(supervisor: Supervisor, on_serving: Callable[[], Awaitable[N
                 task.cancel()
             await asyncio.wait(tasks)
             await supervisor.stop()
+    _tell("Mantler has stopped.")
     return EXIT_KILLED if killed else 0
 
 
-def banner(addresses: Addresses, models: list[str], key: str | None, took_s: float) -> str:
-    """What the terminal shows once everything serves. ``key`` is given only when it is new."""
+def banner(addresses: Addresses, models: list[str], key: str | None, took_s: float, *, bootstrap: bool = False) -> str:
+    """What the terminal shows once everything serves. ``key`` is given only when it is new.
+
+    ``bootstrap`` says that the settings hold one.
+    """
     lines = [
         f"Mantler serves {', '.join(models) or 'no model yet'}, after {took_s:.1f} s.",
         "",
@@ -124,6 +129,9 @@ def banner(addresses: Addresses, models: list[str], key: str | None, took_s: flo
     ]
     if key is not None:
         lines += [f"  key   {key}", "        It is shown this once. `mantler keys create` makes more."]
+    else:
+        known = "the bootstrap key of your settings" if bootstrap else "shown at the first start"
+        lines += [f"  key   {known}; `mantler keys create` makes another"]
     body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello!"}]}' % (models[0] if models else "MODEL")
     lines += [
         "",

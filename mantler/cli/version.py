@@ -8,6 +8,7 @@ from importlib import metadata
 import click
 
 from mantler import __version__
+from mantler.cli.commands import Command
 from mantler.cli.options import json_option
 from mantler.cli.terminal import print_json, print_table
 
@@ -22,7 +23,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-@click.command()
+@click.command(cls=Command)
 @json_option
 def version(json: bool) -> None:
     """Show versions.

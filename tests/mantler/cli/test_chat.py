@@ -17,6 +17,7 @@ from mantler.cli.chat import Conversation
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import Role, SamplingParams, StopParams
 from tests.fake_runtime import Body, FakeRuntime, echo
+from tests.mantler.cli.conftest import Mantler
 
 COMMAND = (sys.executable, "-m", "mantler", "chat")
 WAIT_S = 20
@@ -81,11 +82,11 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(runtime: FakeRuntime) -> AsyncIterator[Terminal]:
+async def terminal(runtime: FakeRuntime, *arguments: str) -> AsyncIterator[Terminal]:
     """Starts an interactive chat."""
     keyboard, tty = pty.openpty()
     process = await asyncio.create_subprocess_exec(
-        *COMMAND, "--runtime", runtime.address, stdin=tty, stdout=-1, stderr=asyncio.subprocess.STDOUT
+        *COMMAND, *arguments, "--runtime", runtime.address, stdin=tty, stdout=-1, stderr=asyncio.subprocess.STDOUT
     )
     os.close(tty)
     try:
@@ -133,10 +134,45 @@ async def test_a_refusal_is_an_error_with_a_hint(runtime: FakeRuntime) -> None:
     assert err == "error: There is no such model\nhint: `mantler models --remote` shows what the runtime has\n"
 
 
-async def test_a_value_out_of_range_is_an_error(runtime: FakeRuntime) -> None:
-    code, _, err = await chat(runtime, MODEL, "Hi", "--temperature", "3")
-    assert code == 1
-    assert err == "error: temperature: must be between 0 and 2, got 3\n"
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("--temperature", "3", "a number from 0 to 2"),
+        ("--temperature", "nan", "a number from 0 to 2"),
+        ("--top-p", "0", "a number above 0, at most 1"),
+        ("--seed", "-1", "a whole number from 0 to 18446744073709551615"),
+        ("--max-tokens", "1.5", "a whole number from 1 to 2147483647"),
+    ],
+)
+def test_a_value_out_of_range_is_bad_usage(flag: str, value: str, wanted: str, mantler: Mantler) -> None:
+    result = mantler("chat", MODEL, "Hi", flag, value)
+    assert result.code == 2
+    assert (
+        result.err == f"error: {flag}: must be {wanted}, got '{value}'\nhint: mantler chat --help shows what it takes\n"
+    )
+
+
+async def test_one_argument_with_spaces_is_a_prompt(runtime: FakeRuntime) -> None:
+    code, out, _ = await chat(runtime, "Why is the sky blue?")
+    assert (code, out) == (0, "Why is the sky blue?\n")
+    assert runtime.requests[0].model == FIRST
+    code, out, _ = await chat(runtime, "Sum up:", stdin=b"notes")
+    assert (code, out) == (0, "Sum up:\n\nnotes\n")
+
+
+@pytest.mark.parametrize(("name", "state"), [("nope", "unknown to it"), ("cold:1b", "stored"), ("", "unknown to it")])
+async def test_a_model_that_is_not_served_is_told_at_the_start(runtime: FakeRuntime, name: str, state: str) -> None:
+    for arguments in ([name], [name, "Hi"]):
+        code, out, err = await chat(runtime, *arguments, stdin=b"Hi")
+        assert (code, out) == (1, "")
+        assert err == (
+            f"error: the runtime at {runtime.address} does not serve '{name}', which is {state}\n"
+            f"hint: it serves {FIRST}, {MODEL}; `mantler models --remote` shows what the runtime has\n"
+        )
+    async with terminal(runtime, name) as screen:
+        await screen.until("does not serve")
+        assert await asyncio.wait_for(screen.process.wait(), WAIT_S) == 1
+    assert runtime.requests == []
 
 
 async def test_no_runtime_is_an_error_with_a_hint(runtime: FakeRuntime) -> None:

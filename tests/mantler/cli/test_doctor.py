@@ -38,7 +38,9 @@ def test_a_fresh_machine_is_well(mantler: Mantler) -> None:
     assert "CPU" in found["onnxruntime"][0]["detail"]
     assert found["models"][-1]["status"] == "warn"
     assert "mantler pull smollm2:135m" in found["models"][-1]["hint"]
-    assert found["runtime"][0]["detail"].startswith("not running; 127.0.0.1:")
+    for name, flag in (("runtime", "--runtime"), ("facade", "--http")):
+        assert found[name][0]["detail"].startswith("not running; 127.0.0.1:")
+        assert f"{flag} HOST:PORT, or {flag[2:]} in config.toml" in found[name][0]["hint"]
 
 
 def test_people_get_lines_and_hints(mantler: Mantler) -> None:

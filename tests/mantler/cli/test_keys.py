@@ -46,6 +46,21 @@ def test_a_life_of_a_key(mantler: Mantler) -> None:
     assert " revoked " in mantler("keys", "list").out
 
 
+def test_revoking_twice_says_so(mantler: Mantler) -> None:
+    made = json.loads(mantler("keys", "create", "--json").out)
+    assert mantler("keys", "revoke", made["id"]).err == f"{made['id']} is revoked.\n"
+    again = mantler("keys", "revoke", made["id"])
+    assert again.code == 0
+    assert again.err.startswith(f"{made['id']} was revoked already, 2")
+
+
+def test_a_model_that_nobody_knows_is_a_warning(mantler: Mantler) -> None:
+    result = mantler("keys", "create", "--models", "nope,smollm2:135m")
+    assert (result.code, result.out.count("\n")) == (0, 1)
+    assert "warning: no model is stored or known as 'nope'; " in result.err
+    assert result.err.count("warning") == 1
+
+
 def test_an_empty_list(mantler: Mantler) -> None:
     result = mantler("keys", "list")
     assert (result.code, result.out) == (0, "")

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from mantler import __version__
+from mantler.cli.commands import Group
 from mantler.cli.main import cli
 from mantler.cli.options import as_arguments
 from mantler.cli.settings import is_secret, variable_name
@@ -85,10 +86,21 @@ def test_flags_reach_the_children_as_they_were_given() -> None:
         (("facade", "--http", "8080"), "error: --http: must be HOST:PORT"),
         (("nonsense",), "error: No such command 'nonsense'\nhint: mantler --help shows what it takes\n"),
         (("up", "--nonsense"), "error: No such option '--nonsense'\nhint: mantler up --help shows what it takes\n"),
-        (("up", "--max-batch"), "error: Option '--max-batch' requires an argument\nhint: mantler "),
+        (("up", "--max-batch"), "error: Option '--max-batch' requires an argument\nhint: mantler up --help shows"),
         (("pull",), "error: Missing argument 'NAME'\nhint: mantler pull --help"),
-        (("pull", "x", "--quantization", "int3"), "error: Invalid value for '--quantization': 'int3' is not one of"),
-        (("keys", "create", "--rpm", "0"), "error: Invalid value for '--rpm': 0 is not in the range"),
+        (
+            ("pull", "x", "--quantization", "int3"),
+            "error: --quantization: must be one of int8, int8-block, fp32, got 'int3'\nhint: ",
+        ),
+        (
+            ("keys", "create", "--rpm", "0"),
+            "error: --rpm: must be a whole number from 1 to 1000000000, got '0'\nhint: ",
+        ),
+        (("keys", "create", "--rpm", "abc"), "error: --rpm: must be a whole number from 1 to 1000000000, got 'abc'\n"),
+        (("keys", "lst"), "error: No such command 'lst'\nhint: did you mean `mantler keys list`?\n"),
+        (("models", "list"), "error: No such command 'list'\nhint: did you mean `mantler models`?\n"),
+        (("models", "rm", "a:1"), "error: No such command 'rm'\nhint: did you mean `mantler models remove`?\n"),
+        (("ps",), "error: No such command 'ps'\nhint: did you mean `mantler models --remote`?\n"),
     ],
 )
 def test_bad_usage(arguments: tuple[str, ...], error: str, mantler: Mantler) -> None:
@@ -96,6 +108,28 @@ def test_bad_usage(arguments: tuple[str, ...], error: str, mantler: Mantler) -> 
     assert result.code == 2
     assert result.err.startswith(error), result.err
     assert result.out == ""
+
+
+@pytest.mark.parametrize("path", [(), ("keys",)], ids=["mantler", "mantler keys"])
+def test_a_group_alone_prints_its_help(path: tuple[str, ...], mantler: Mantler) -> None:
+    result = mantler(*path)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == mantler(*path, "--help").out
+    assert ". " in result.out
+
+
+def test_words_that_people_try_lead_to_commands() -> None:
+    for path, group in [((), cli), *ALL.items()]:
+        if isinstance(group, Group):
+            for word, meant in group.meant.items():
+                assert word not in group.commands
+                name = tuple(part for part in meant.split() if not part.startswith("--"))
+                assert (*path, *name) in ALL, word
+
+
+def test_the_variable_of_an_option_is_named_in_its_error(mantler: Mantler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANTLER_KEY_RPM", "many")
+    assert mantler("keys", "create").err.startswith("error: MANTLER_KEY_RPM: must be a whole number from 1 to ")
 
 
 def test_an_environment_variable_is_named_in_its_error(mantler: Mantler, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ async def test_the_models_of_a_runtime() -> None:
         as_table = await mantler_process("models", "--remote", "--runtime", runtime.address)
     models = {model["id"]: model["state"] for model in json.loads(as_json.out)}
     assert models == {"cold:1b": "stored", "org/other:tag": "ready", "smollm2:135m": "ready"}
+    assert "tokens per request" in as_table.out.splitlines()[0]
     assert as_table.out.splitlines()[1].split() == ["cold:1b", "stored", "8192"]
 
 
@@ -71,11 +72,16 @@ def test_a_bar_in_a_terminal() -> None:
     assert "converting a:1" in screen.getvalue()
 
 
-def test_a_line_per_stage_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_per_tenth_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     with PullProgress("a:1", Console(file=io.StringIO())) as progress:
         for report in reports():
             progress.show(report)
-    assert capsys.readouterr().err == "downloading a:1 (2.0 MB)\nconverting a:1\n"
+    assert capsys.readouterr().err == (
+        "downloading a:1 (2.0 MB)\n"
+        "downloading a:1: 50 %, 1.0 MB of 2.0 MB\n"
+        "converting a:1\n"
+        "converting a:1: 100 %, 5 B of 5 B\n"
+    )
 
 
 def test_bytes_for_people() -> None:

@@ -76,7 +76,8 @@ def test_a_signal_stops_the_facade_and_then_the_runtime(tmp_path: Path, number: 
     out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert out == "facade asked\nruntime asked\n"
-    assert "Stopping" in err
+    assert err.startswith("Stopping: ")
+    assert err.endswith("\nMantler has stopped.\n")
 
 
 def test_closing_the_terminal_stops_everything(tmp_path: Path) -> None:
@@ -135,6 +136,10 @@ def test_the_banner_has_a_curl_that_works_as_it_stands() -> None:
 
 def test_later_banners_show_no_key() -> None:
     text = banner(Addresses("127.0.0.1:8080", "127.0.0.1:50051"), ["a:1", "b:2"], None, 2.5)
+    assert "a:1, b:2" in text
     assert "Bearer $MANTLER_KEY" in text
     assert "shown this once" not in text
-    assert "a:1, b:2" in text
+    assert "key   shown at the first start; `mantler keys create` makes another" in text
+    text = banner(Addresses("127.0.0.1:8080", "127.0.0.1:50051"), [], None, 2.5, bootstrap=True)
+    assert "key   the bootstrap key of your settings; `mantler keys create` makes another" in text
+    assert "serves no model yet" in text
