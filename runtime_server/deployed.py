@@ -15,7 +15,7 @@ from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
 from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, plan_kv
-from runtime_server.engine.scheduler import Scheduler
+from runtime_server.engine.scheduler import Scheduler, longest_chunk
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.tokenizer import Tokenizer
@@ -163,7 +163,7 @@ def deploy(
         config,
         slots=plan.slots,
         max_tokens=plan.max_request_tokens,
-        prefill_chunk=settings.prefill_chunk,
+        prefill_chunk=longest_chunk(settings.prefill_chunk),
         threads=settings.threads,
     )
     scheduler = Scheduler(slots=plan.slots, max_queue=settings.max_queue, chunk_tokens=settings.prefill_chunk)
@@ -192,7 +192,7 @@ def _plan(manifest: Manifest, settings: RuntimeSettings, reserved_bytes: int) ->
     return plan_kv(
         bytes_per_token=kv_bytes_per_token(manifest.config),
         slots=settings.max_batch,
-        spare_tokens=settings.prefill_chunk,
+        spare_tokens=longest_chunk(settings.prefill_chunk),
         context_length=manifest.config.context_length,
         max_request_tokens=settings.max_request_tokens,
         budget_bytes=budget,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_server.models.decoder import DecoderConfig
+from runtime_server.models.decoder import DecoderConfig, Weights
 
 Array = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ class RandomWeights:
         return values.astype(np.float32)
 
 
-def logits(config: DecoderConfig, weights: RandomWeights, token_ids: Sequence[int]) -> Array:
+def logits(config: DecoderConfig, weights: Weights, token_ids: Sequence[int]) -> Array:
     """Logits after every token, ``[tokens, vocab_size]``."""
 
     def load(name: str) -> Array:

@@ -1,9 +1,9 @@
 """Decides what runs in each step. Pure: no thread, no clock, no device.
 
 Every sequence that has its prompt behind it decodes in every step; the oldest sequence that has not gets one chunk
-of its prompt beside them. Chunks have a fixed size counted from the prompt's start, so how a prompt is cut does not
-depend on the load, and neither do its bits. A slot belongs to a sequence from its first step until the schedule
-after its last one; a freed slot is only reused by :meth:`Scheduler.schedule`, never while a step runs.
+of its prompt beside them. How a prompt is cut depends on its length only, not on the load, and so do its bits. A slot
+belongs to a sequence from its first step until the schedule after its last one; a freed slot is only reused by
+:meth:`Scheduler.schedule`, never while a step runs.
 """
 
 from __future__ import annotations
@@ -55,13 +55,18 @@ class Sampled:
     finish: FinishReason | None
 
 
+def longest_chunk(chunk_tokens: int) -> int:
+    """A prompt's last chunk may be this long: a short rest costs a call of its own nearly as much as a whole chunk."""
+    return chunk_tokens * 3 // 2
+
+
 class Scheduler:
     """Queue, slots and running sequences of one model.
 
     Args:
         slots: sequences that run at the same time.
         max_queue: sequences that may wait beyond the free slots.
-        chunk_tokens: prompt tokens per step.
+        chunk_tokens: prompt tokens per step; the last chunk of a prompt may be half as long again.
     """
 
     def __init__(self, *, slots: int, max_queue: int, chunk_tokens: int) -> None:
@@ -159,7 +164,9 @@ class Scheduler:
         return self._work(sequence, sequence.computed + 1, samples=True)
 
     def _chunk(self, sequence: Sequence) -> Work:
-        stop = min(sequence.computed + self._chunk_tokens, len(sequence.prompt_ids))
+        stop = len(sequence.prompt_ids)
+        if stop - sequence.computed > longest_chunk(self._chunk_tokens):
+            stop = sequence.computed + self._chunk_tokens
         return self._work(sequence, stop, samples=stop == len(sequence.prompt_ids))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Builds the ONNX model of a llama-family decoder.
+"""Builds the ONNX models of a llama-family decoder.
 
 The graph works on *packed* rows: the tokens of all sequences in one step stand one after the other, and every
 linear layer sees exactly these rows. Only attention needs a rectangle of sequences × tokens; there the rows are
@@ -18,13 +18,23 @@ cache per sequence:
 
 Output ``logits`` is fp32 ``[R, vocab_size]``. The contrib operators are described in ONNX Runtime's
 ``ContribOperators.md``; ``GroupQueryAttention`` with ``query_seqlens`` needs ONNX Runtime 1.32.
+
+Quantisations (KL and top-1 agreement with fp32 for the default model are in ``docs/benchmarks.md``):
+
+==============  ================================================================================================
+``int8``        two models: one in blocks for decodes, one in rows and a rotated basis for prompts, which is twice as
+                fast where there are many rows
+``int8-block``  one model in blocks for both, with half the memory
+``fp32``        one model as it is
+==============  ================================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -32,17 +42,37 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from runtime_server.models.decoder import DecoderConfig, Weights
-from runtime_server.models.quantize import BLOCK, QUANTIZATIONS, block_int8
+from runtime_server.models.linear import BlockInt8, Fp32, LinearFormat, RowInt8, Rows
+from runtime_server.models.nodes import CONTRIB, Nodes
+from runtime_server.models.quantize import BLOCK, block_int8
+from runtime_server.models.rotation import RotatedWeights
 from runtime_server.models.tensor_file import TensorFile
 
 MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "weights.bin"
+PREFILL_FILE = "prefill.onnx"
+"""Runs prompts where it is there; :data:`MODEL_FILE` runs everything else. Both use the same keys and values."""
 OPSET = 21
-CONTRIB = "com.microsoft"
 IR_VERSION = 10
 
 Progress = Callable[[int, int], None]
 """Called with bytes of fp32 weights converted so far, and in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One ONNX model of a quantisation."""
+
+    file: str
+    linear: type[LinearFormat]
+    rotated: bool = False
+
+
+_PARTS: dict[str, tuple[_Part, ...]] = {
+    "int8": (_Part(MODEL_FILE, BlockInt8), _Part(PREFILL_FILE, RowInt8, rotated=True)),
+    "int8-block": (_Part(MODEL_FILE, BlockInt8),),
+    "fp32": (_Part(MODEL_FILE, Fp32),),
+}
+QUANTIZATIONS = tuple(_PARTS)
 
 
 def build(
@@ -53,18 +83,35 @@ def build(
     quantization: str = "int8",
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes :data:`MODEL_FILE` and :data:`WEIGHTS_FILE` into ``folder``.
+    """Writes the models of ``quantization`` into ``folder``, each with its weights in a file beside it.
 
-    Raises ``ValueError`` for an unknown quantisation or a weight of the wrong shape, ``KeyError`` for a weight that
-    is not there, and ``OSError`` where the disk does not take it.
+    Raises ``ValueError`` for an unknown quantisation, ``KeyError`` for a weight that is not there, and ``OSError``
+    where the disk does not take it.
     """
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
-    with TensorFile(folder / WEIGHTS_FILE) as file:
-        graph = _GraphBuilder(config, weights, file, quantization, progress).build()
+    if quantization not in _PARTS:
+        raise ValueError(f"quantization must be one of {', '.join(_PARTS)}, got {quantization!r}")
+    parts = _PARTS[quantization]
+    size = 4 * parameter_count(config)
+    total = size * len(parts)
+    for number, part in enumerate(parts):
+        counted = _Counted(weights, partial(_report, progress, size * number, size, total))
+        _write(config, counted, folder, part)
+    progress(total, total)
+
+
+def _report(progress: Progress, before: int, size: int, total: int, loaded: int) -> None:
+    progress(before + min(loaded, size), total)
+
+
+def _write(config: DecoderConfig, weights: Weights, folder: Path, part: _Part) -> None:
+    if part.rotated:
+        weights = RotatedWeights(config, weights)
+        config = weights.config
+    path = folder / part.file
+    with TensorFile(path.with_suffix(".bin")) as file:
+        graph = _Decoder(config, weights, file, part.linear()).build()
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mantler")
-    onnx.save(model, folder / MODEL_FILE)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mantler"), path)
 
 
 def parameter_count(config: DecoderConfig) -> int:
@@ -80,159 +127,141 @@ def parameter_count(config: DecoderConfig) -> int:
     return config.layers * (attention + mlp + extras) + embeddings + config.hidden
 
 
-class _GraphBuilder:
-    """Collects the nodes of one model. Methods that add a node return the name of its first output."""
+class _Counted:
+    """Weights that report how many bytes of them have been loaded."""
 
-    def __init__(
-        self, config: DecoderConfig, weights: Weights, file: TensorFile, quantization: str, progress: Progress
-    ) -> None:
+    def __init__(self, weights: Weights, report: Callable[[int], None]) -> None:
+        self._weights = weights
+        self._report = report
+        self._done = 0
+
+    def load(self, name: str) -> NDArray[np.float32]:
+        weight = self._weights.load(name)
+        self._done += weight.nbytes
+        self._report(self._done)
+        return weight
+
+
+class _Decoder:
+    """Adds the nodes of one model. Methods return the name of the value that they add."""
+
+    def __init__(self, config: DecoderConfig, weights: Weights, file: TensorFile, linear: LinearFormat) -> None:
         self._config = config
         self._weights = weights
         self._file = file
-        self._quantized = quantization == "int8"
-        self._progress = progress
-        self._nodes: list[onnx.NodeProto] = []
-        self._done = 0
-        self._total = 4 * parameter_count(config)
+        self._linear = linear
+        self._nodes = Nodes(file)
 
     def build(self) -> onnx.GraphProto:
         config = self._config
-        self._file.add("row_shape", np.array([-1, config.heads * config.head_dim], np.int64))
         self._rope_caches()
         hidden = self._embedding()
         residual = ""
         for layer in range(config.layers):
             hidden, residual = self._layer(f"layers.{layer}", layer, hidden, residual)
         normed, _ = self._norm("final_norm", hidden, residual)
-        rows = self._node("Gather", [normed, "logit_rows"], "final/rows", axis=0)
-        self._lm_head(rows)
-        return helper.make_graph(self._nodes, "decoder", self._inputs(), self._outputs(), self._file.tensors)
+        wanted = self._nodes.add("Gather", [normed, "logit_rows"], "wanted", axis=0)
+        rows = self._linear.prepare(self._nodes, wanted, Rows.NORMED, config.hidden)
+        self._linear.apply(self._nodes, rows, "logits", self._weights.load(self._lm_head))
+        return helper.make_graph(self._nodes.list, "decoder", self._inputs(), self._outputs(), self._file.tensors)
+
+    @property
+    def _lm_head(self) -> str:
+        return "embed" if self._config.tied_embeddings else "lm_head"
 
     def _layer(self, name: str, layer: int, hidden: str, residual: str) -> tuple[str, str]:
+        nodes, linear, config = self._nodes, self._linear, self._config
         normed, residual = self._norm(f"{name}.attn_norm", hidden, residual)
-        attended = self._attention(name, layer, normed)
-        projected = self._linear(attended, f"{name}/o", self._weight(f"{name}.o"))
+        rows = linear.prepare(nodes, normed, Rows.NORMED, config.hidden)
+        qkv = linear.apply(nodes, rows, f"{name}/qkv", self._stacked(name, "q", "k", "v"))
+        attended = self._attention(name, layer, self._qkv_extras(name, qkv))
+        rows = linear.prepare(nodes, attended, Rows.ATTENTION, config.heads * config.head_dim)
+        projected = linear.apply(nodes, rows, f"{name}/o", self._weights.load(f"{name}.o"))
         normed, residual = self._norm(f"{name}.mlp_norm", projected, residual)
         return self._mlp(name, normed), residual
 
-    def _attention(self, name: str, layer: int, normed: str) -> str:
-        config = self._config
-        widths = [config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim]
-        parts = [f"{name}.{part}" for part in ("q", "k", "v")]
-        qkv = self._linear(normed, f"{name}/qkv", np.concatenate([self._weight(part) for part in parts]))
-        if config.qkv_bias:
-            bias = np.concatenate([self._weight(f"{part}_bias") for part in parts])
-            qkv = self._node("Add", [qkv, self._file.add(f"{name}.qkv_bias", bias)], f"{name}/qkv_biased")
-        if config.qk_norm:
-            qkv = self._qk_norm(name, qkv, widths)
-        rectangle = self._node("Gather", [qkv, "query_rows"], f"{name}/rectangle", axis=0)
+    def _qkv_extras(self, name: str, qkv: str) -> str:
+        if self._config.qkv_bias:
+            bias = self._nodes.constant(f"{name}.qkv_bias", self._stacked(name, "q_bias", "k_bias", "v_bias"))
+            qkv = self._nodes.add("Add", [qkv, bias], f"{name}/qkv_biased")
+        return self._qk_norm(name, qkv) if self._config.qk_norm else qkv
+
+    def _attention(self, name: str, layer: int, qkv: str) -> str:
+        config, nodes = self._config, self._nodes
+        rectangle = nodes.add("Gather", [qkv, "query_rows"], f"{name}/rectangle", axis=0)
         past = [f"past_key.{layer}", f"past_value.{layer}"]
         present = [f"present_key.{layer}", f"present_value.{layer}"]
         lengths = ["seqlens_k", "total_sequence_length"]
-        # Unnamed inputs between the rotary caches and query_seqlens are options that stay unused.
-        inputs = [rectangle, "", "", *past, *lengths, "cos_cache", "sin_cache", *[""] * 7, "query_seqlens"]
-        output = f"{name}/attention"
-        self._nodes.append(
-            helper.make_node(
-                "GroupQueryAttention",
-                inputs,
-                [output, *present],
-                name=output,
-                domain=CONTRIB,
-                num_heads=config.heads,
-                kv_num_heads=config.kv_heads,
-                do_rotary=1,
-                # Both count the keys that a query sees, its own included.
-                local_window_size=-1 if config.sliding_window is None else config.sliding_window,
-            )
+        output = nodes.add(
+            "GroupQueryAttention",
+            # The inputs between the rotary caches and query_seqlens are options that stay unused.
+            [rectangle, "", "", *past, *lengths, "cos_cache", "sin_cache", *[""] * 7, "query_seqlens"],
+            f"{name}/attention",
+            *present,
+            domain=CONTRIB,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
+            do_rotary=1,
+            # Both count the keys that a query sees, its own included.
+            local_window_size=-1 if config.sliding_window is None else config.sliding_window,
         )
-        flat = self._node("Reshape", [output, "row_shape"], f"{name}/flat")
-        return self._node("Gather", [flat, "packed_rows"], f"{name}/packed", axis=0)
+        shape = nodes.shared("row_shape", [-1, config.heads * config.head_dim], np.int64)
+        flat = nodes.add("Reshape", [output, shape], f"{name}/flat")
+        return nodes.add("Gather", [flat, "packed_rows"], f"{name}/packed", axis=0)
 
-    def _qk_norm(self, name: str, qkv: str, widths: list[int]) -> str:
+    def _qk_norm(self, name: str, qkv: str) -> str:
         """RMS norm over each head of q and k. GroupQueryAttention's own is not there on CPU."""
-        splits = self._file.add(f"{name}.qkv_splits", np.array(widths, np.int64))
-        parts = [f"{name}/split_{part}" for part in ("q", "k", "v")]
-        self._nodes.append(helper.make_node("Split", [qkv, splits], parts, name=f"{name}/split", axis=1))
-        normed = []
-        for part, heads in (("q", self._config.heads), ("k", self._config.kv_heads)):
-            by_head = self._file.add(f"{name}.{part}_by_head", np.array([-1, heads, self._config.head_dim], np.int64))
-            by_row = self._file.add(f"{name}.{part}_by_row", np.array([-1, heads * self._config.head_dim], np.int64))
-            grouped = self._node("Reshape", [f"{name}/split_{part}", by_head], f"{name}/{part}_by_head")
+        config, nodes = self._config, self._nodes
+        heads = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
+        widths = nodes.shared("qkv_widths", [count * config.head_dim for count in heads.values()], np.int64)
+        parts = {part: f"{name}/split_{part}" for part in heads}
+        nodes.add("Split", [qkv, widths], *parts.values(), axis=1)
+        for part in ("q", "k"):
+            by_head = nodes.shared(f"{part}_by_head", [-1, heads[part], config.head_dim], np.int64)
+            by_row = nodes.shared(f"{part}_by_row", [-1, heads[part] * config.head_dim], np.int64)
+            grouped = nodes.add("Reshape", [parts[part], by_head], f"{name}/{part}_by_head")
             scaled, _ = self._norm(f"{name}.{part}_norm", grouped, "")
-            normed.append(self._node("Reshape", [scaled, by_row], f"{name}/{part}_normed"))
-        return self._node("Concat", [*normed, parts[2]], f"{name}/qkv_normed", axis=1)
+            parts[part] = nodes.add("Reshape", [scaled, by_row], f"{name}/{part}_normed")
+        return nodes.add("Concat", list(parts.values()), f"{name}/qkv_normed", axis=1)
 
     def _mlp(self, name: str, normed: str) -> str:
-        gate_up = np.concatenate([self._weight(f"{name}.gate"), self._weight(f"{name}.up")])
-        both = self._linear(normed, f"{name}/gate_up", gate_up)
-        gate, up = f"{name}/gate", f"{name}/up"
-        self._nodes.append(helper.make_node("Split", [both], [gate, up], name=f"{name}/halves", axis=1, num_outputs=2))
+        nodes, linear, config = self._nodes, self._linear, self._config
+        rows = linear.prepare(nodes, normed, Rows.NORMED, config.hidden)
+        gate = linear.apply(nodes, rows, f"{name}/gate", self._weights.load(f"{name}.gate"))
+        up = linear.apply(nodes, rows, f"{name}/up", self._weights.load(f"{name}.up"))
         # x * sigmoid(x), which is SiLU, is QuickGelu with alpha 1.
-        activated = self._node("QuickGelu", [gate], f"{name}/silu", domain=CONTRIB, alpha=1.0)
-        gated = self._node("Mul", [activated, up], f"{name}/gated")
-        return self._linear(gated, f"{name}/down", self._weight(f"{name}.down"))
+        activated = nodes.add("QuickGelu", [gate], f"{name}/silu", domain=CONTRIB, alpha=1.0)
+        gated = nodes.add("Mul", [activated, up], f"{name}/gated")
+        inner = linear.prepare(nodes, gated, Rows.GATED, config.intermediate)
+        return linear.apply(nodes, inner, f"{name}/down", self._weights.load(f"{name}.down"))
 
     def _norm(self, weight_name: str, hidden: str, residual: str) -> tuple[str, str]:
         """RMS norm of ``hidden + residual``. Returns the result and the sum."""
-        weight = self._file.add(weight_name, self._weight(weight_name))
+        nodes, epsilon = self._nodes, self._config.rms_eps
+        weight = nodes.constant(weight_name, self._weights.load(weight_name))
         output, total = f"{weight_name}/out", f"{weight_name}/sum"
         if not residual:
-            self._node("SimplifiedLayerNormalization", [hidden, weight], output, axis=-1, epsilon=self._config.rms_eps)
+            nodes.add("SimplifiedLayerNormalization", [hidden, weight], output, axis=-1, epsilon=epsilon)
             return output, hidden
-        self._nodes.append(
-            helper.make_node(
-                "SkipSimplifiedLayerNormalization",
-                [hidden, residual, weight],
-                [output, "", "", total],
-                name=output,
-                domain=CONTRIB,
-                epsilon=self._config.rms_eps,
-            )
-        )
+        inputs, unused = [hidden, residual, weight], ("", "")
+        op = "SkipSimplifiedLayerNormalization"
+        nodes.add(op, inputs, output, *unused, total, domain=CONTRIB, epsilon=epsilon)
         return output, total
 
     def _embedding(self) -> str:
-        table = self._weight("embed")
-        self._check_width("embed", table, self._config.hidden)
-        if not self._quantized:
-            return self._node("Gather", [self._file.add("embed", table), "input_ids"], "embedding", axis=0)
+        table, nodes = self._weights.load("embed"), self._nodes
+        if isinstance(self._linear, Fp32):
+            return nodes.add("Gather", [nodes.constant("embed", table), "input_ids"], "embedding", axis=0)
         packed = block_int8(table)
-        values = self._file.add("embed", packed.values.reshape(len(table), -1)[:, : table.shape[1]])
-        return self._node(
-            "GatherBlockQuantized",
-            [values, "input_ids", self._file.add("embed_scales", packed.scales)],
-            "embedding",
-            domain=CONTRIB,
-            bits=8,
-            block_size=BLOCK,
-            gather_axis=0,
-            quantize_axis=1,
+        values = nodes.constant("embed", packed.values.reshape(len(table), -1)[:, : table.shape[1]])
+        scales = nodes.constant("embed_scales", packed.scales)
+        attributes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        return nodes.add(
+            "GatherBlockQuantized", [values, "input_ids", scales], "embedding", domain=CONTRIB, **attributes
         )
 
-    def _lm_head(self, rows: str) -> str:
-        # The embedding's own initializer cannot serve here: MatMulNBits wants it in blocks, MatMul transposed.
-        weight = self._weights.load("embed") if self._config.tied_embeddings else self._weight("lm_head")
-        return self._linear(rows, "logits", weight)
-
-    def _linear(self, rows: str, output: str, weight: NDArray[np.float32]) -> str:
-        """``rows [T, in]`` times the transpose of ``weight [out, in]``."""
-        if not self._quantized:
-            return self._node("MatMul", [rows, self._file.add(f"{output}/weight", weight.T)], output)
-        packed = block_int8(weight)
-        values = self._file.add(f"{output}/weight", packed.values)
-        scales = self._file.add(f"{output}/scales", packed.scales)
-        return self._node(
-            "MatMulNBits",
-            [rows, values, scales],
-            output,
-            domain=CONTRIB,
-            N=weight.shape[0],
-            K=weight.shape[1],
-            bits=8,
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
+    def _stacked(self, name: str, *parts: str) -> NDArray[np.float32]:
+        return np.concatenate([self._weights.load(f"{name}.{part}") for part in parts])
 
     def _rope_caches(self) -> None:
         config = self._config
@@ -267,18 +296,3 @@ class _GraphBuilder:
             for layer in range(self._config.layers)
             for kind in ("key", "value")
         ]
-
-    def _node(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes))
-        return output
-
-    def _weight(self, name: str) -> NDArray[np.float32]:
-        weight = self._weights.load(name)
-        self._done += weight.nbytes
-        self._progress(self._done, self._total)
-        return weight
-
-    @staticmethod
-    def _check_width(name: str, weight: NDArray[np.float32], width: int) -> None:
-        if weight.shape[-1] != width:
-            raise ValueError(f"{name} has rows of {weight.shape[-1]} values where the configuration says {width}")

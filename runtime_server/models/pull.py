@@ -23,7 +23,7 @@ DEFAULT_QUANTIZATION = "int8"
 LOCK_TIMEOUT_S = 3600.0
 """How long a pull waits for another one of the same model."""
 
-_STORED_BYTES = {"int8": 1.6, "fp32": 4.1}
+_STORED_BYTES = {"int8": 2.9, "int8-block": 1.6, "fp32": 4.1}
 """Bytes on disk per parameter, rounded up."""
 
 Progress = Callable[[LoadProgress], None]
@@ -64,7 +64,7 @@ def pull(
         target: a catalogue name, a path to a ``.gguf`` file or a Hugging Face folder, or ``hf:ORG/REPO[@REV]``.
         home: ``MANTLER_HOME``; models go to ``models``, downloads to ``cache``.
         as_name: the id to give the model, instead of one that is derived from ``target``.
-        quantization: of the stored weights, ``int8`` or ``fp32``.
+        quantization: of the stored weights, a key of :data:`runtime_server.models.linear.FORMATS`.
         force: converts again what the store has already.
         progress: hears how far the pull is: DOWNLOADING, then CONVERTING.
         notice: hears a sentence where the pull must wait.

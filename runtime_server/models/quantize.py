@@ -1,9 +1,4 @@
-"""Weight formats of the linear layers.
-
-``int8`` stores each row of a weight in blocks of 32 with one fp32 scale per block (symmetric, as GGUF's
-``Q8_0``, so that such tensors keep their values). At run time ``MatMulNBits`` with accuracy level 4 quantises each
-activation row in blocks of 32 as well, so a row's result does not depend on the other rows of the batch.
-"""
+"""Eight-bit weights. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-QUANTIZATIONS = ("int8", "fp32")
 BLOCK = 32
 ZERO_POINT = 128
-"""The stored value of zero: ``MatMulNBits`` takes unsigned bytes and this as its default."""
+"""The stored value of zero in blocks: ``MatMulNBits`` takes unsigned bytes and this as its default."""
 
 
 @dataclass(frozen=True, slots=True)
-class BlockInt8:
-    """A quantised weight of ``rows`` × ``columns``, columns padded with zeros to whole blocks."""
+class RowQuantized:
+    """A weight with one scale per row."""
+
+    values: NDArray[np.int8]
+    """``[rows, columns]``"""
+    scales: NDArray[np.float32]
+    """``[rows]``"""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockQuantized:
+    """A weight with one scale per :data:`BLOCK` columns, which are padded with zeros to whole blocks."""
 
     values: NDArray[np.uint8]
     """``[rows, blocks, 32]``, with :data:`ZERO_POINT` added."""
@@ -28,21 +32,25 @@ class BlockInt8:
     """``[rows, blocks]``"""
 
 
-def block_int8(weight: NDArray[np.float32]) -> BlockInt8:
-    """Quantises ``weight`` ``[rows, columns]`` to the nearest of 255 levels per block."""
+def row_int8(weight: NDArray[np.float32]) -> RowQuantized:
+    """Quantises ``weight [rows, columns]`` to the nearest of 255 levels per row."""
+    values, scales = _symmetric(weight)
+    return RowQuantized(values.astype(np.int8), scales)
+
+
+def block_int8(weight: NDArray[np.float32]) -> BlockQuantized:
+    """Quantises ``weight [rows, columns]`` to the nearest of 255 levels per block, as GGUF's ``Q8_0`` does."""
     rows, columns = weight.shape
     blocks = -(-columns // BLOCK)
     padded = np.zeros((rows, blocks * BLOCK), np.float32)
     padded[:, :columns] = weight
-    grouped = padded.reshape(rows, blocks, BLOCK)
-    scales = np.abs(grouped).max(axis=-1) / np.float32(127)
-    # A block of zeros has scale 0; any divisor serves it.
+    values, scales = _symmetric(padded.reshape(rows, blocks, BLOCK))
+    return BlockQuantized((values + ZERO_POINT).astype(np.uint8), scales)
+
+
+def _symmetric(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Whole numbers from -127 to 127, and one scale per last axis."""
+    scales = np.abs(values).max(axis=-1) / np.float32(127)
+    # All zeros have scale 0; any divisor serves them.
     divisors = np.where(scales == 0, np.float32(1), scales)
-    values = np.rint(grouped / divisors[..., None]) + ZERO_POINT
-    return BlockInt8(values.astype(np.uint8), scales)
-
-
-def dequantize(weight: BlockInt8) -> NDArray[np.float32]:
-    """The stored weight in fp32, ``[rows, blocks * 32]``."""
-    centred = weight.values.astype(np.float32) - ZERO_POINT
-    return (centred * weight.scales[..., None]).reshape(len(weight.values), -1)
+    return np.rint(values / divisors[..., None]), scales

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 from runtime_server.backends.base import Chunk
 from runtime_server.backends.cpu import CpuBackend
+from runtime_server.models.decoder import DecoderConfig
+from runtime_server.models.graph import PREFILL_FILE
 from runtime_server.models.manifest import Manifest
 from tests import golden
 from tests.conftest import model_folder
@@ -22,7 +26,7 @@ MARGIN = 0.5
 @pytest.fixture(scope="module")
 def backend(model_home: Path, model_manifest: Manifest) -> Iterator[CpuBackend]:
     folder = model_folder(model_home)
-    device = CpuBackend(folder, model_manifest.config, slots=20, max_tokens=512, prefill_chunk=CHUNK, threads=0)
+    device = CpuBackend(folder, model_manifest.config, slots=20, max_tokens=512, prefill_chunk=CHUNK, threads=2)
     yield device
     device.close()
 
@@ -47,7 +51,16 @@ def test_greedy_answers_are_the_reference_where_it_is_certain(backend: CpuBacken
     assert wrong == []
 
 
-def test_the_distribution_stays_close_to_fp32(backend: CpuBackend) -> None:
+def report(what: str, divergences: list[float], agreements: list[bool]) -> None:
+    """The limits that every way through the model must keep."""
+    assert len(divergences) == 2288
+    mean, agreement = np.mean(divergences), np.mean(agreements)
+    print(f"{what}: mean KL {mean:.4f}, top-1 agreement {agreement:.2%}")  # noqa: T201 - shown with -s
+    assert mean <= 0.02
+    assert agreement >= 0.93
+
+
+def test_decoding_stays_close_to_fp32(backend: CpuBackend) -> None:
     conversations = golden.scored()
     divergences, agreements = [], []
     for position in range(max(len(entry.token_ids) for entry in conversations)):
@@ -55,8 +68,39 @@ def test_the_distribution_stays_close_to_fp32(backend: CpuBackend) -> None:
         logits = backend.run([Chunk(slot, position, [entry.token_ids[position]], True) for slot, entry in running])
         for row, (_, entry) in zip(logits, running, strict=True):
             divergences.append(golden.divergence(row, entry, position))
-            agreements.append(row.argmax() == entry.top_ids[position, 0])
-    assert len(divergences) == 2288
-    print(f"mean KL {np.mean(divergences):.4f}, top-1 agreement {np.mean(agreements):.2%}")  # noqa: T201 - shown with -s
-    assert np.mean(divergences) <= 0.03
-    assert np.mean(agreements) >= 0.92
+            agreements.append(bool(row.argmax() == entry.top_ids[position, 0]))
+    report("decoding", divergences, agreements)
+
+
+def test_prefilling_stays_close_to_fp32(backend: CpuBackend, model_home: Path, model_manifest: Manifest) -> None:
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False  # as the backend's sessions in this process
+    path = model_folder(model_home) / PREFILL_FILE
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    divergences, agreements = [], []
+    for entry in golden.scored():
+        logits = every_logit(session, model_manifest.config, entry.token_ids)
+        for position, row in enumerate(logits):
+            divergences.append(golden.divergence(row, entry, position))
+            agreements.append(bool(row.argmax() == entry.top_ids[position, 0]))
+    report("prefilling", divergences, agreements)
+
+
+def every_logit(session: ort.InferenceSession, config: DecoderConfig, token_ids: list[int]) -> NDArray[np.float32]:
+    """Logits after every token of a prompt that is computed at once, ``[tokens, vocab_size]``."""
+    length = len(token_ids)
+    rows = np.arange(length)
+    inputs = {
+        "input_ids": np.array(token_ids),
+        "query_rows": rows[None],
+        "packed_rows": rows,
+        "seqlens_k": np.array([length - 1], np.int32),
+        "query_seqlens": np.array([length], np.int32),
+        "total_sequence_length": np.array(length, np.int32),
+        "logit_rows": rows,
+    }
+    empty = np.zeros((1, config.kv_heads, length, config.head_dim), np.float32)
+    for layer in range(config.layers):
+        inputs |= {f"past_key.{layer}": empty, f"past_value.{layer}": empty}
+    result: NDArray[np.float32] = session.run(["logits"], inputs)[0]
+    return result

@@ -42,6 +42,7 @@ SLOTS, CHUNK = 4, 16
 
 @contextmanager
 def backend(config: DecoderConfig, folder: Path, quantization: str = "fp32") -> Iterator[CpuBackend]:
+    folder.mkdir(exist_ok=True)
     graph.build(config, RandomWeights(config), folder, quantization=quantization)
     device = CpuBackend(folder, config, slots=SLOTS, max_tokens=48, prefill_chunk=CHUNK, threads=2)
     try:
@@ -82,7 +83,7 @@ def test_int8_stays_close_to_the_definition(tmp_path: Path) -> None:
     assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.03
 
 
-@pytest.mark.parametrize("quantization", ["fp32", "int8"])
+@pytest.mark.parametrize("quantization", graph.QUANTIZATIONS)
 def test_a_mixed_step_gives_each_row_the_bits_it_gets_alone(quantization: str, tmp_path: Path) -> None:
     prompts = {slot: prompt(10 + 3 * slot, seed=slot) for slot in range(SLOTS)}
     with backend(LLAMA, tmp_path, quantization) as device:
@@ -133,5 +134,20 @@ def test_the_cache_has_the_size_that_was_planned(tmp_path: Path) -> None:
 
 
 def test_an_unknown_quantisation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="int8, fp32"):
+    with pytest.raises(ValueError, match="int8, int8-block, fp32"):
         graph.build(LLAMA, RandomWeights(LLAMA), tmp_path, quantization="int3")
+
+
+def test_prompts_run_on_the_model_for_decodes_where_products_saturate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = prompt(30)
+    with backend(LLAMA, tmp_path / "fast", "int8") as device:
+        fast = feed(device, 0, tokens)
+    with backend(LLAMA, tmp_path / "block", "int8-block") as device:
+        block = feed(device, 0, tokens)
+    monkeypatch.setattr("runtime_server.backends.cpu.integer_products_are_exact", lambda: False)
+    with backend(LLAMA, tmp_path / "slow", "int8") as device:
+        np.testing.assert_array_equal(feed(device, 0, tokens), block)
+    assert "VNNI" in caplog.text
+    assert not np.array_equal(fast, block)

@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import FinishReason, SamplingParams
-from runtime_server.engine.scheduler import Scheduler, Step
+from runtime_server.engine.scheduler import Scheduler, Step, longest_chunk
 from runtime_server.engine.sequence import Sequence
 from tests.fake_backend import continuation, next_token
 
@@ -28,15 +28,27 @@ def run(scheduler: Scheduler, step: Step) -> None:
     scheduler.commit(step, tokens)
 
 
-def test_a_prompt_is_cut_into_fixed_chunks() -> None:
+def test_a_prompt_is_cut_by_its_length_only() -> None:
     scheduler = Scheduler(slots=1, max_queue=0, chunk_tokens=16)
-    scheduler.add(sequence(40, 2))
+    scheduler.add(sequence(41, 2))
     spans = []
     while not scheduler.idle:
         step = scheduler.schedule()
         spans += [(work.start, work.stop, work.samples) for work in step.work]
         run(scheduler, step)
-    assert spans == [(0, 16, False), (16, 32, False), (32, 40, True), (40, 41, True)]
+    assert spans == [(0, 16, False), (16, 32, False), (32, 41, True), (41, 42, True)]
+
+
+@pytest.mark.parametrize(("length", "chunks"), [(1, [1]), (24, [24]), (25, [16, 9]), (40, [16, 24]), (41, [16, 16, 9])])
+def test_a_short_rest_joins_the_chunk_before_it(length: int, chunks: list[int]) -> None:
+    scheduler = Scheduler(slots=1, max_queue=0, chunk_tokens=16)
+    scheduler.add(sequence(length, 1))
+    sizes = []
+    while not scheduler.idle:
+        step = scheduler.schedule()
+        sizes += [work.stop - work.start for work in step.work]
+        run(scheduler, step)
+    assert sizes == chunks
 
 
 def test_decodes_run_beside_the_chunks_of_a_long_prompt() -> None:
@@ -151,7 +163,7 @@ class Life(RuleBasedStateMachine):
         assert all(0 <= slot < self.SLOTS for slot in slots)
         chunks = [work for work in step.work if work.start < len(work.sequence.prompt_ids)]
         assert len(chunks) <= 1
-        assert all(work.stop - work.start <= self.CHUNK for work in chunks)
+        assert all(work.stop - work.start <= longest_chunk(self.CHUNK) for work in chunks)
         decoding = [item for item in self.alive if item.slot is not None and not item.prefilling]
         assert {id(item) for item in decoding} <= {id(work.sequence) for work in step.work}, "a decode was left out"
         ids = {id(item) for item in self.alive}
