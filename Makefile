@@ -67,11 +67,13 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
+	@echo "Installing packages and the tools for tests into $(VENV) (one to two minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
 	@touch $@ $(VENV)/.installed-cpu
 
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@echo "Installing packages into $(VENV) (about a minute the first time)"
+	@$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 
 $(GHZ):
