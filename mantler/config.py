@@ -75,9 +75,7 @@ _MODEL_ID = re.compile(rf"{_MODEL_PART}(:{_MODEL_PART})?", re.IGNORECASE | re.AS
 
 def _model_id(value: str) -> str:
     if not _MODEL_ID.fullmatch(value):
-        raise ValueError(
-            "must be the id of a model, such as smollm2:135m; `mantler pull` makes one of a file or folder"
-        )
+        raise ValueError("must be the id of a model, such as smollm2:135m")
     return value
 
 
@@ -153,7 +151,7 @@ class RuntimeSettings(Settings):
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
     model: ModelIds = Field(
         default_factory=lambda: ["smollm2:135m"],
-        description="Id of a model to load at start; may be given several times.",
+        description="Id of a model to load at start, known or pulled before; may be given several times.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 means one per physical core.")
     max_batch: int = Field(32, ge=1, le=1024, description="Requests that run at the same time, per model.")

@@ -71,7 +71,7 @@ def test_no_model_at_all_can_be_asked_for(home: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("bad", ["../../etc", "hf:ORG/REPO", "a.gguf:", "~/a", ".", "a b"])
 def test_a_model_is_an_id(bad: str) -> None:
-    with pytest.raises(BadUsage, match=r"^--model: must be the id of a model, such as smollm2:135m; ") as caught:
+    with pytest.raises(BadUsage, match=r"^--model: must be the id of a model, such as smollm2:135m, got ") as caught:
         read(RuntimeSettings, {"model": ["a:1", bad]})
     assert caught.value.message.endswith(f"got '{bad}'")
 
