@@ -87,7 +87,7 @@ def test_bad_repositories_are_refused(text: str) -> None:
 def test_unknown_names_get_suggestions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PullError, match=r"'smollm:135m'.*did you mean smollm2:135m"):
         resolve("smollm:135m")
-    with pytest.raises(PullError, match=r"known: smollm2:135m"):
+    with pytest.raises(PullError, match=r"known are smollm2:135m"):
         resolve("zzz")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PullError, match=r"no file or folder 'x\.gguf'"):
