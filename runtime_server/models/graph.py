@@ -90,10 +90,8 @@ def build(
     """
     if quantization not in _PARTS:
         raise ValueError(f"quantization must be one of {', '.join(_PARTS)}, got {quantization!r}")
-    parts = _PARTS[quantization]
-    size = 4 * parameter_count(config)
-    total = size * len(parts)
-    for number, part in enumerate(parts):
+    size, total = 4 * parameter_count(config), work_bytes(config, quantization)
+    for number, part in enumerate(_PARTS[quantization]):
         counted = _Counted(weights, partial(_report, progress, size * number, size, total))
         _write(config, counted, folder, part)
     progress(total, total)
@@ -112,6 +110,11 @@ def _write(config: DecoderConfig, weights: Weights, folder: Path, part: _Part) -
         graph = _Decoder(config, weights, file, part.linear()).build()
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="mantler"), path)
+
+
+def work_bytes(config: DecoderConfig, quantization: str) -> int:
+    """Bytes of fp32 weights that :func:`build` goes through."""
+    return 4 * parameter_count(config) * len(_PARTS[quantization])
 
 
 def parameter_count(config: DecoderConfig) -> int:

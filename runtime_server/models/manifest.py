@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from mantler import __version__
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts changes after which a stored model must be converted again."""
 
 
@@ -74,7 +77,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
+    def from_json(cls, text: str | bytes) -> Manifest:
         """Reads :meth:`to_json`. Raises :class:`PullError` for damage and for other format versions."""
         try:
             data: dict[str, Any] = json.loads(text)
@@ -83,14 +86,12 @@ class Manifest:
                     f"{data['id']} was converted by another version of Mantler.",
                     hint=f"pull it again: mantler pull {data['id']}",
                 )
-            data["config"] = _config(data["config"])
-            data["files"] = {name: StoredFile(**file) for name, file in data["files"].items()}
-            return cls(**data)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            return _reader().validate_json(text, strict=True, extra="forbid")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise PullError(f"{MANIFEST_FILE} is damaged.", hint="pull the model again") from error
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> Manifest:
         """The manifest in ``folder``, whose files are all there and as long as they should be.
 
         Raises ``FileNotFoundError`` where there is no manifest, and :class:`PullError` for a damaged model.
@@ -106,13 +107,11 @@ class Manifest:
         return manifest
 
 
+@functools.cache
+def _reader() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
 def package_versions() -> dict[str, str]:
     """Versions of what takes part in a conversion."""
     return {"mantler": __version__} | {name: version(name) for name in ("onnx", "gguf", "tokenizers", "numpy")}
-
-
-def _config(data: dict[str, Any]) -> DecoderConfig:
-    known = {field.name for field in fields(DecoderConfig)}
-    if set(data) - known:
-        raise ValueError("unknown fields")
-    return DecoderConfig(**{**data, "rope_inv_freq": tuple(data["rope_inv_freq"])})

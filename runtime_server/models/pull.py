@@ -130,7 +130,7 @@ def _convert(
     wanted: Target, path: Path, folder: Path, quantization: str, progress: Progress, builder: Builder | None
 ) -> Manifest:
     # Imported here because it brings onnx, which nothing but a conversion needs.
-    from runtime_server.models.graph import build, parameter_count
+    from runtime_server.models.graph import build, parameter_count, work_bytes
 
     source = open_source(path)
     _check_token_ids(source)
@@ -141,7 +141,7 @@ def _convert(
     def report(done: int, total: int) -> None:
         progress(LoadProgress(LoadStage.CONVERTING, done, total))
 
-    report(0, 4 * parameters)
+    report(0, work_bytes(source.config, quantization))
     source.tokenizer.save(folder)
     Tokenizer.load(folder)  # what cannot be loaded is an error now, not at the first request
     (builder or build)(source.config, source.weights, folder, quantization=quantization, progress=report)
