@@ -86,7 +86,8 @@ def test_a_pulled_model_is_complete(tmp_path: Path, home: Path, architecture: st
     assert store.list() == (manifest,)
     assert store.get("tiny") == store.get("tiny:latest") == manifest
     assert set(manifest.files) == {
-        "model.onnx", "model.bin", "prefill.onnx", "prefill.bin", "tokenizer.json", "vocabulary.json", "chat_template.jinja",
+        "model.onnx", "model.bin", "prefill.onnx", "prefill.bin",
+        "tokenizer.json", "vocabulary.json", "chat_template.jinja",
     }  # fmt: skip
     store.verify("tiny")
     assert manifest.config == tiny_config(architecture)
