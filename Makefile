@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto docs ghz load clean
+.PHONY: help up test check lint types layers proto docs ghz load bench clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -23,6 +23,7 @@ help: ## Show this list
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
 	@echo "make docs    write the generated parts of README.md and docs/: help texts, settings, errors"
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
+	@echo "make bench   measure a running facade, or any OpenAI-compatible server; ARGS='--key mk_live_... --url http://...'"
 	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
 
 up: $(VENV)/.installed-cpu
@@ -51,6 +52,9 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.gen_docs
 
 ghz: $(GHZ)
+
+bench: $(VENV)/.installed-cpu
+	$(BIN)/python bench/serving.py $(ARGS)
 
 load: $(GHZ)
 	$(PYTHON) bench/ghz/run.py --ghz $(GHZ) --runtime $(RUNTIME) --model $(MODEL) $(ARGS)

@@ -50,6 +50,7 @@ class Scored:
     """Log probabilities after every token of one conversation."""
 
     token_ids: list[int]
+    prompt_length: int
     top_ids: NDArray[np.int64]
     """``[tokens, 64]``, best first."""
     top_logprobs: NDArray[np.float64]
@@ -62,9 +63,10 @@ def scored() -> list[Scored]:
     with np.load(_file("smollm2_135m_logprobs.npz")) as data:
         borders = np.cumsum(data["length"])[:-1]
         parts = [np.split(data[name], borders) for name in ("seq", "top_ids", "top_logprobs", "tail_logprob")]
+        lengths = data["prompt_length"].tolist()
     return [
-        Scored(seq.tolist(), ids.astype(np.int64), top.astype(np.float64), tail.astype(np.float64))
-        for seq, ids, top, tail in zip(*parts, strict=True)
+        Scored(seq.tolist(), length, ids.astype(np.int64), top.astype(np.float64), tail.astype(np.float64))
+        for length, seq, ids, top, tail in zip(lengths, *parts, strict=True)
     ]
 
 

@@ -11,7 +11,6 @@ run is legal because slots are the outermost axis.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import mmap
@@ -51,7 +50,7 @@ class CpuBackend:
         slots: sequences that run at the same time.
         max_tokens: tokens that each of them may hold.
         prefill_chunk: the longest chunk that :meth:`run` will be given.
-        threads: of ONNX Runtime; 0 means one per physical core. The same for every backend of a process.
+        threads: of ONNX Runtime; 0 means one per physical core. The first backend decides for its process.
 
     Raises: ``PullError`` where ``folder`` holds no model that ONNX Runtime can read.
     """
@@ -175,10 +174,17 @@ def _bind_output(binding: ort.IOBinding, name: str, array: NDArray[np.float32]) 
     binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
-@functools.cache
+_started: list[int] = []
+"""The size of the process's thread pool, once it runs."""
+
+
 def _start_threads(threads: int) -> None:
     """Makes the threads that all sessions of this process share. Their number cannot change later."""
-    ort.set_global_thread_pool_sizes(threads, 1)
+    if not _started:
+        ort.set_global_thread_pool_sizes(threads, 1)
+        _started.append(threads)
+    elif _started != [threads]:
+        logger.warning("this process computes with the threads it started with (%d); asked for %d", *_started, threads)
 
 
 def _session(path: Path) -> ort.InferenceSession:

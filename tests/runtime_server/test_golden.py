@@ -51,25 +51,50 @@ def test_greedy_answers_are_the_reference_where_it_is_certain(backend: CpuBacken
     assert wrong == []
 
 
-def report(what: str, divergences: list[float], agreements: list[bool]) -> None:
-    """The limits that every way through the model must keep."""
-    assert len(divergences) == 2288
-    mean, agreement = np.mean(divergences), np.mean(agreements)
-    print(f"{what}: mean KL {mean:.4f}, top-1 agreement {agreement:.2%}")  # noqa: T201 - shown with -s
-    assert mean <= 0.02
-    assert agreement >= 0.93
+class Faithfulness:
+    """Compares logits with the reference, and holds their averages to the limits of every way through the model."""
+
+    def __init__(self) -> None:
+        self._divergences: list[float] = []
+        self._agreements: list[bool] = []
+
+    def add(self, logits: NDArray[np.float32], reference: golden.Scored, position: int) -> None:
+        self._divergences.append(golden.divergence(logits, reference, position))
+        self._agreements.append(bool(logits.argmax() == reference.top_ids[position, 0]))
+
+    def check(self, what: str, positions: int) -> None:
+        assert len(self._divergences) == positions
+        mean, agreement = np.mean(self._divergences), np.mean(self._agreements)
+        print(f"{what}: mean KL {mean:.4f}, top-1 agreement {agreement:.2%}")  # noqa: T201 - shown with -s
+        assert mean <= 0.02
+        assert agreement >= 0.93
+
+
+def decode(backend: CpuBackend, conversations: list[golden.Scored], first: list[int], result: Faithfulness) -> None:
+    """Feeds every conversation from its ``first`` position on, one token per step, all at once."""
+    longest = max(len(entry.token_ids) - start for entry, start in zip(conversations, first, strict=True))
+    for step in range(longest):
+        places = [(slot, entry, first[slot] + step) for slot, entry in enumerate(conversations)]
+        running = [place for place in places if place[2] < len(place[1].token_ids)]
+        chunks = [Chunk(slot, position, [entry.token_ids[position]], True) for slot, entry, position in running]
+        for row, (_, entry, position) in zip(backend.run(chunks), running, strict=True):
+            result.add(row, entry, position)
 
 
 def test_decoding_stays_close_to_fp32(backend: CpuBackend) -> None:
-    conversations = golden.scored()
-    divergences, agreements = [], []
-    for position in range(max(len(entry.token_ids) for entry in conversations)):
-        running = [(slot, entry) for slot, entry in enumerate(conversations) if position < len(entry.token_ids)]
-        logits = backend.run([Chunk(slot, position, [entry.token_ids[position]], True) for slot, entry in running])
-        for row, (_, entry) in zip(logits, running, strict=True):
-            divergences.append(golden.divergence(row, entry, position))
-            agreements.append(bool(row.argmax() == entry.top_ids[position, 0]))
-    report("decoding", divergences, agreements)
+    conversations, result = golden.scored(), Faithfulness()
+    decode(backend, conversations, [0] * len(conversations), result)
+    result.check("decoding", 2288)
+
+
+def test_decoding_after_prefilling_stays_close_to_fp32(backend: CpuBackend) -> None:
+    """As requests are served."""
+    conversations, result = golden.scored(), Faithfulness()
+    for slot, entry in enumerate(conversations):
+        chunk = Chunk(slot, 0, entry.token_ids[: entry.prompt_length], True)
+        result.add(backend.run([chunk])[0], entry, entry.prompt_length - 1)
+    decode(backend, conversations, [entry.prompt_length for entry in conversations], result)
+    result.check("decoding after prefilling", 1558)
 
 
 def test_prefilling_stays_close_to_fp32(backend: CpuBackend, model_home: Path, model_manifest: Manifest) -> None:
@@ -77,13 +102,11 @@ def test_prefilling_stays_close_to_fp32(backend: CpuBackend, model_home: Path, m
     options.use_per_session_threads = False  # as the backend's sessions in this process
     path = model_folder(model_home) / PREFILL_FILE
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    divergences, agreements = [], []
+    result = Faithfulness()
     for entry in golden.scored():
-        logits = every_logit(session, model_manifest.config, entry.token_ids)
-        for position, row in enumerate(logits):
-            divergences.append(golden.divergence(row, entry, position))
-            agreements.append(bool(row.argmax() == entry.top_ids[position, 0]))
-    report("prefilling", divergences, agreements)
+        for position, row in enumerate(every_logit(session, model_manifest.config, entry.token_ids)):
+            result.add(row, entry, position)
+    result.check("prefilling", 2288)
 
 
 def every_logit(session: ort.InferenceSession, config: DecoderConfig, token_ids: list[int]) -> NDArray[np.float32]:
