@@ -60,8 +60,9 @@ def key_of(lines: Iterator[str]) -> str:
 
 
 def ask(http: str, key: str) -> str:
-    """The answer to the README's question."""
-    body = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Hello!"}]}
+    """The answer to the question that `mantler up` shows."""
+    question = {"role": "user", "content": "What is the capital of France?"}
+    body = {"model": "smollm2:135m", "temperature": 0, "messages": [question]}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"http://{http}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as response:

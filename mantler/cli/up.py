@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from mantler.cli.terminal import note, style
 from mantler.config import FacadeSettings, RuntimeSettings, UpSettings, split_address
 
 EXIT_KILLED = 130
+_QUESTION = {"role": "user", "content": "What is the capital of France?"}
 _STOP_MARGIN_S = 10.0
 """Time beyond the drain timeout before a process that does not stop is killed."""
 
@@ -132,7 +134,8 @@ def banner(addresses: Addresses, models: list[str], key: str | None, took_s: flo
     else:
         known = "the bootstrap key of your settings" if bootstrap else "shown at the first start"
         lines += [f"  key   {known}; `mantler keys create` makes another"]
-    body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello!"}]}' % (models[0] if models else "MODEL")
+    asked = {"model": models[0] if models else "MODEL", "temperature": 0, "messages": [_QUESTION]}
+    body = json.dumps(asked)
     lines += [
         "",
         f"  curl {addresses.url}/v1/chat/completions \\",
