@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mantler.config import Settings
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.pull import pull
+from runtime_server.models.store import ModelStore
+from tests.default_model import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_MODEL = "smollm2:135m"
 
 
 @pytest.fixture(scope="session")
@@ -30,5 +30,4 @@ def model_manifest(model_home: Path) -> Manifest:
 
 def model_folder(home: Path) -> Path:
     """Where the default model lies."""
-    name, tag = DEFAULT_MODEL.split(":")
-    return Settings(home=home).models_dir / name / tag
+    return ModelStore(home / "models").path(DEFAULT_MODEL)

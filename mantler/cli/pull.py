@@ -10,8 +10,7 @@ from mantler.cli.settings import read
 from mantler.cli.terminal import human_bytes, note
 from mantler.cli.values import OneOf
 from mantler.config import ClientSettings, RuntimeSettings
-
-QUANTIZATIONS = ("int8", "int8-block", "fp32")
+from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYTES
 
 
 @click.command(cls=Command)
@@ -28,9 +27,9 @@ QUANTIZATIONS = ("int8", "int8-block", "fp32")
     "--quantization",
     env="MANTLER_PULL_QUANTIZATION",
     help="int8 is the fastest, int8-block closer to the original, fp32 exact.",
-    shown_default="int8",
-    type=OneOf(QUANTIZATIONS),
-    default="int8",
+    shown_default=DEFAULT_QUANTIZATION,
+    type=OneOf(tuple(STORED_BYTES)),
+    default=DEFAULT_QUANTIZATION,
 )
 @option("--force", env="MANTLER_PULL_FORCE", help="Fetch and convert it again if it is stored.", is_flag=True)
 @settings_options(ClientSettings, only=("home",))

@@ -44,6 +44,7 @@ from onnx import TensorProto, helper
 from runtime_server.models.decoder import DecoderConfig, Weights
 from runtime_server.models.linear import BlockInt8, Fp32, LinearFormat, RowInt8, Rows
 from runtime_server.models.nodes import CONTRIB, Nodes
+from runtime_server.models.quantizations import DEFAULT_QUANTIZATION
 from runtime_server.models.quantize import BLOCK, block_int8
 from runtime_server.models.rotation import RotatedWeights
 from runtime_server.models.tensor_file import TensorFile
@@ -72,7 +73,6 @@ _PARTS: dict[str, tuple[_Part, ...]] = {
     "int8-block": (_Part(MODEL_FILE, BlockInt8),),
     "fp32": (_Part(MODEL_FILE, Fp32),),
 }
-QUANTIZATIONS = tuple(_PARTS)
 
 
 def build(
@@ -80,7 +80,7 @@ def build(
     weights: Weights,
     folder: Path,
     *,
-    quantization: str = "int8",
+    quantization: str = DEFAULT_QUANTIZATION,
     progress: Progress = lambda done, total: None,
 ) -> None:
     """Writes the models of ``quantization`` into ``folder``, each with its weights in a file beside it.

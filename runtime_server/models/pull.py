@@ -14,17 +14,14 @@ from runtime_server.models.download import fetched
 from runtime_server.models.errors import PullError
 from runtime_server.models.files import check_space, clear_disk_errors, sha256
 from runtime_server.models.manifest import MANIFEST_FILE, Manifest, StoredFile, package_versions
+from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYTES
 from runtime_server.models.source import ModelSource, open_source
 from runtime_server.models.store import BusyError, ModelStore
 from runtime_server.models.target import LocalPath, Target, resolve
 from runtime_server.models.tokenizer import Tokenizer
 
-DEFAULT_QUANTIZATION = "int8"
 LOCK_TIMEOUT_S = 3600.0
 """How long a pull waits for another one of the same model."""
-
-_STORED_BYTES = {"int8": 2.9, "int8-block": 1.6, "fp32": 4.1}
-"""Bytes on disk per parameter, rounded up."""
 
 Progress = Callable[[LoadProgress], None]
 
@@ -64,7 +61,7 @@ def pull(
         target: a catalogue name, a path to a ``.gguf`` file or a Hugging Face folder, or ``hf:ORG/REPO[@REV]``.
         home: ``MANTLER_HOME``; models go to ``models``, downloads to ``cache``.
         as_name: the id to give the model, instead of one that is derived from ``target``.
-        quantization: of the stored weights, a key of :data:`runtime_server.models.linear.FORMATS`.
+        quantization: of the stored weights, one of :mod:`runtime_server.models.quantizations`.
         force: converts again what the store has already.
         progress: hears how far the pull is: DOWNLOADING, then CONVERTING.
         notice: hears a sentence where the pull must wait.
@@ -74,8 +71,8 @@ def pull(
     Raises:
         PullError: what is wrong and what to do about it.
     """
-    if quantization not in _STORED_BYTES:
-        raise PullError(f"The quantisation {quantization!r} is not known.", hint=f"known: {', '.join(_STORED_BYTES)}")
+    if quantization not in STORED_BYTES:
+        raise PullError(f"The quantisation {quantization!r} is not known.", hint=f"known: {', '.join(STORED_BYTES)}")
     wanted, store = resolve(target, as_name), ModelStore(home / "models")
     with clear_disk_errors(), _locked(store, wanted, lock_timeout_s, notice):
         stored = None if force else _usable(store, wanted, quantization)
@@ -136,7 +133,7 @@ def _convert(
     _check_token_ids(source)
     parameters = parameter_count(source.config)
     rope_bytes = 4 * source.config.context_length * source.config.head_dim
-    check_space(folder, int(parameters * _STORED_BYTES[quantization]) + rope_bytes)
+    check_space(folder, int(parameters * STORED_BYTES[quantization]) + rope_bytes)
 
     def report(done: int, total: int) -> None:
         progress(LoadProgress(LoadStage.CONVERTING, done, total))

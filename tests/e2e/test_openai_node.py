@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEFAULT_MODEL, ROOT
+from tests.conftest import ROOT
+from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import Mesh
 
 pytestmark = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEFAULT_MODEL
+from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import Mesh
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]

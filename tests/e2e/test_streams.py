@@ -19,7 +19,7 @@ from mantler.messages import (
     SamplingParams,
     StopParams,
 )
-from tests.conftest import DEFAULT_MODEL
+from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import Mesh
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]

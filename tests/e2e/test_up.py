@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import DEFAULT_MODEL
+from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import up_arguments
 from tests.e2e.processes import KEY, children, free_port, running
 

@@ -13,6 +13,7 @@ from runtime_server.backends.base import Chunk
 from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
 from runtime_server.models import graph
 from runtime_server.models.decoder import DecoderConfig
+from runtime_server.models.quantizations import STORED_BYTES
 from tests import reference_decoder
 from tests.reference_decoder import RandomWeights
 
@@ -83,7 +84,7 @@ def test_int8_stays_close_to_the_definition(tmp_path: Path) -> None:
     assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.03
 
 
-@pytest.mark.parametrize("quantization", graph.QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", STORED_BYTES)
 def test_a_mixed_step_gives_each_row_the_bits_it_gets_alone(quantization: str, tmp_path: Path) -> None:
     prompts = {slot: prompt(10 + 3 * slot, seed=slot) for slot in range(SLOTS)}
     with backend(LLAMA, tmp_path, quantization) as device:
@@ -151,3 +152,14 @@ def test_prompts_run_on_the_model_for_decodes_where_products_saturate(
         np.testing.assert_array_equal(feed(device, 0, tokens), block)
     assert "VNNI" in caplog.text
     assert not np.array_equal(fast, block)
+
+
+def test_a_format_takes_the_room_that_is_checked_for(tmp_path: Path) -> None:
+    """The graph knows every format that can be asked for, and none takes more than its bytes per parameter."""
+    config = replace(LLAMA, vocab_size=4096, hidden=256, intermediate=512, context_length=16)
+    for name, per_parameter in STORED_BYTES.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        graph.build(config, RandomWeights(config), folder, quantization=name)
+        weights = sum(file.stat().st_size for file in folder.glob("*.bin"))
+        assert weights <= per_parameter * graph.parameter_count(config)
