@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 class Chunk:
     """The next tokens of one sequence: part of its prompt, or the one token that was sampled last."""
 
-    slot: int
-    """The sequence's place in the KV cache."""
+    block_ids: Sequence[int]
+    """The sequence's blocks of the KV cache in the order of their tokens; enough for ``start`` and the new tokens."""
     start: int
-    """How many tokens the slot holds before this chunk."""
+    """How many tokens the blocks hold before this chunk."""
     token_ids: Sequence[int]
     wants_logits: bool
     """Whether the logits after the chunk's last token are needed."""
@@ -32,13 +32,13 @@ class Backend(Protocol):
         ...
 
     @property
-    def slots(self) -> int:
-        """Sequences that the KV cache holds."""
+    def blocks(self) -> int:
+        """Blocks of the KV cache. Sequences may share a block that none of them writes to."""
         ...
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens that one slot holds."""
+    def block_tokens(self) -> int:
+        """Tokens that one block holds."""
         ...
 
     @property
@@ -47,10 +47,11 @@ class Backend(Protocol):
         ...
 
     def run(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Runs one step; at most one chunk per slot.
+        """Runs one step; at most one chunk per sequence.
 
         Returns the logits ``[rows, vocab_size]`` of the chunks that want them, in their order. The array is valid
-        until the next call. A row depends on its own sequence only, bit for bit.
+        until the next call. A row depends on the tokens before it only, bit for bit: not on its neighbours, nor on
+        how the tokens before it were cut into chunks.
         """
         ...
 
