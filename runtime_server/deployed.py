@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from mantler.config import RuntimeSettings
 from mantler.errors import invalid
 from mantler.memory import available_bytes
 from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
-from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.backends.cpu import BLOCK_TOKENS, CpuBackend, kv_bytes_per_token
+from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
-from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, plan_kv
-from runtime_server.engine.scheduler import Scheduler, longest_chunk
+from runtime_server.engine.kv_plan import KvPlan, plan_kv
+from runtime_server.engine.scheduler import Scheduler, max_step_tokens
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.tokenizer import Tokenizer
@@ -83,15 +85,11 @@ class DeployedModel:
 
     def deployment(self) -> Deployment:
         """What the model takes here, and how busy it is now."""
-        fixed = self._deployment
-        return Deployment(
-            max_request_tokens=fixed.max_request_tokens,
-            slots=fixed.slots,
+        return replace(
+            self._deployment,
             slots_used=self.engine.running,
-            queue_capacity=fixed.queue_capacity,
             queue_length=self.engine.waiting,
-            kv_cache_bytes=fixed.kv_cache_bytes,
-            device=fixed.device,
+            profile=self.engine.profile(),
         )
 
     async def close(self) -> None:
@@ -118,12 +116,14 @@ class DeployedModel:
         eos_ids = frozenset() if stop.ignore_eos else self._tokenizer.eos_ids
         seed = request.sampling.seed
         return Sequence(
-            prompt_ids=tuple(prompt_ids),
+            prompt_ids=prompt_ids,
             sampling=request.sampling,
             seed=secrets.randbits(64) if seed is None else seed,
             max_tokens=stop.max_tokens or room,
             min_tokens=stop.min_tokens,
             end_ids=eos_ids | set(self._checked_ids(stop.stop_token_ids, "stop_token_ids")),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
         )
 
     def _checked_ids(self, token_ids: tuple[int, ...], param: str = "prompt") -> tuple[int, ...]:
@@ -161,12 +161,17 @@ def deploy(
     backend = CpuBackend(
         folder,
         config,
-        slots=plan.slots,
-        max_tokens=plan.max_request_tokens,
-        prefill_chunk=longest_chunk(settings.prefill_chunk),
+        blocks=plan.blocks,
+        max_step_tokens=max_step_tokens(settings.max_batch, settings.prefill_chunk),
+        max_batch=settings.max_batch,
         threads=settings.threads,
     )
-    scheduler = Scheduler(slots=plan.slots, max_queue=settings.max_queue, chunk_tokens=settings.prefill_chunk)
+    scheduler = Scheduler(
+        BlockPool(backend.blocks, backend.block_tokens),
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        prefill_chunk=settings.prefill_chunk,
+    )
     engine = Engine(backend, scheduler, name=manifest.id, loop=loop)
     engine.start()
     return DeployedModel(
@@ -175,11 +180,11 @@ def deploy(
         engine=engine,
         deployment=Deployment(
             max_request_tokens=plan.max_request_tokens,
-            slots=plan.slots,
+            slots=settings.max_batch,
             slots_used=0,
             queue_capacity=settings.max_queue,
             queue_length=0,
-            kv_cache_bytes=plan.bytes,
+            kv_cache_bytes=backend.kv_cache_bytes,
             device=backend.device,
         ),
         fingerprint=manifest.fingerprint,
@@ -187,13 +192,12 @@ def deploy(
 
 
 def _plan(manifest: Manifest, settings: RuntimeSettings, reserved_bytes: int) -> KvPlan:
-    free = max(0, available_bytes() - reserved_bytes)
-    budget = settings.kv_memory_mb * 1_000_000 or int(FREE_MEMORY_SHARE * free)
     return plan_kv(
         bytes_per_token=kv_bytes_per_token(manifest.config),
-        slots=settings.max_batch,
-        spare_tokens=longest_chunk(settings.prefill_chunk),
+        block_tokens=BLOCK_TOKENS,
+        max_batch=settings.max_batch,
         context_length=manifest.config.context_length,
         max_request_tokens=settings.max_request_tokens,
-        budget_bytes=budget,
+        wanted_bytes=settings.kv_memory_mb * 1_000_000,
+        free_bytes=max(0, available_bytes() - reserved_bytes),
     )

@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Protocol
 
 from mantler.errors import ErrorCode, MantlerError, internal
-from mantler.messages import FinishReason
-from runtime_server.backends.base import Backend, Chunk
+from mantler.messages import EngineProfile, FinishReason
+from runtime_server.backends.base import Backend
+from runtime_server.engine.profile import StepCounters
 from runtime_server.engine.sampler import sample
 from runtime_server.engine.scheduler import Sampled, Scheduler, Step
 from runtime_server.engine.sequence import Sequence
@@ -30,7 +32,7 @@ class Sink(Protocol):
     """Where a sequence's tokens go. Called on the event loop."""
 
     def admitted(self) -> None:
-        """The sequence got its slot."""
+        """The sequence runs, with as many cached tokens as it says."""
         ...
 
     def token(self, token_id: int, finish: FinishReason | None) -> None:
@@ -67,6 +69,9 @@ class Engine:
         self._loop = loop
         self._on_failure = on_failure
         self._wake = threading.Condition()
+        self._counters = StepCounters()
+        self._schedule_ns = 0
+        """When the step's schedule began."""
         self._sinks: dict[int, Sink] = {}
         self._stopping = False
         self._failed = False
@@ -95,18 +100,26 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences with a slot."""
+        """Sequences that run."""
         return self._scheduler.running
 
     @property
     def waiting(self) -> int:
-        """Sequences without a slot."""
+        """Sequences that wait."""
         return self._scheduler.waiting
 
     @property
     def failed(self) -> bool:
         """Whether a step raised. The engine has stopped then."""
         return self._failed
+
+    def profile(self) -> EngineProfile:
+        """What the steps so far did, and where their time went."""
+        with self._wake:
+            scheduler = self._scheduler
+            return self._counters.profile(
+                cached_prompt_tokens=scheduler.cached_tokens, preemptions=scheduler.preemptions
+            )
 
     def step_age_s(self) -> float:
         """How long the step that runs now has been running; 0 between steps."""
@@ -128,11 +141,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while (step := self._next_step()) is not None:
-                self._step_started_s = time.monotonic()
-                tokens = self._execute(step) if step.work else []
-                self._step_started_s = None
-                with self._wake:
-                    self._publish(step, self._scheduler.commit(step, tokens))
+                self._execute(step)
             self._fail_all(unavailable(self._name))
         except Exception:
             # Whatever broke, the clients of this engine must hear of it and the process must know.
@@ -147,25 +156,38 @@ class Engine:
     def _next_step(self) -> Step | None:
         with self._wake:
             while not self._stopping:
+                self._schedule_ns = perf_counter_ns()
                 step = self._scheduler.schedule()
-                if step.work or step.admitted:
+                if step.chunks:
                     self._announce(step)
                     return step
                 self._wake.wait()
         return None
 
-    def _execute(self, step: Step) -> list[int]:
-        chunks = [Chunk(work.slot, work.start, work.token_ids(), work.samples) for work in step.work]
-        logits = self._backend.run(chunks)
-        rows = [work.sequence.sampling_row() for work in step.work if work.samples]
-        return sample(logits, rows) if rows else []
+    def _execute(self, step: Step) -> None:
+        self._step_started_s = time.monotonic()
+        run_ns = perf_counter_ns()
+        logits = self._backend.run(step.chunks)
+        sample_ns = perf_counter_ns()
+        rows = [
+            sequence.sampling_row()
+            for sequence, chunk in zip(step.sequences, step.chunks, strict=True)
+            if chunk.wants_logits
+        ]
+        tokens = sample(logits, rows) if rows else []
+        publish_ns = perf_counter_ns()
+        self._step_started_s = None
+        with self._wake:
+            self._publish(self._scheduler.commit(step, tokens))
+            times_ns = (self._schedule_ns, run_ns, sample_ns, publish_ns, perf_counter_ns())
+            self._counters.add(len(step.chunks), step.prompt_tokens, len(tokens), times_ns)
 
     def _announce(self, step: Step) -> None:
         sinks = [self._sinks[id(sequence)] for sequence in step.admitted]
         if sinks:
             self._loop.call_soon_threadsafe(_announce, sinks)
 
-    def _publish(self, step: Step, sampled: list[Sampled]) -> None:
+    def _publish(self, sampled: list[Sampled]) -> None:
         """Hands a step's tokens over in one call. Under the lock, so that a cancelled sequence hears nothing."""
         batch = []
         for item in sampled:

@@ -48,7 +48,7 @@ class Generation:
         self._completion_tokens = 0
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Started, Deltas, Finished. Closing the iterator frees the sequence's slot.
+        """Started, Deltas, Finished. Closing the iterator frees what the sequence holds.
 
         Raises ``MantlerError`` where the queue is full or the engine fails.
         """
@@ -81,7 +81,8 @@ class Generation:
         await self._wake.wait()
         if not self._admitted:
             raise self._error or RuntimeError("a sequence that was not admitted has tokens")
-        yield Started(self._model, len(self._sequence.prompt_ids), fingerprint=self._fingerprint)
+        sequence = self._sequence
+        yield Started(self._model, sequence.prompt_tokens, sequence.cached_tokens, self._fingerprint)
         while True:
             self._wake.clear()
             pending, self._pending = self._pending, []
@@ -135,5 +136,5 @@ class Generation:
     def _finished(
         self, reason: FinishReason, *, stop_string: str | None = None, stop_token_id: int | None = None
     ) -> Finished:
-        usage = Usage(prompt_tokens=len(self._sequence.prompt_ids), completion_tokens=self._completion_tokens)
+        usage = Usage(self._sequence.prompt_tokens, self._completion_tokens, self._sequence.cached_tokens)
         return Finished(reason, usage, stop_string=stop_string, stop_token_id=stop_token_id)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 MIN_REQUEST_TOKENS = 256
 """Less is of no use to anyone."""
 FREE_MEMORY_SHARE = 0.4
-"""Share of the free memory that is taken where the user names no size."""
+"""Share of the free memory that is taken at most where the user names no size."""
 
 
 class KvPlanError(ValueError):
@@ -20,9 +20,9 @@ class KvPlanError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """Slots of equal size."""
+    """Blocks that all requests share."""
 
-    slots: int
+    blocks: int
     max_request_tokens: int
     """Prompt and output of one request."""
     bytes: int
@@ -31,35 +31,40 @@ class KvPlan:
 def plan_kv(
     *,
     bytes_per_token: int,
-    slots: int,
-    spare_tokens: int,
+    block_tokens: int,
+    max_batch: int,
     context_length: int,
     max_request_tokens: int,
-    budget_bytes: int,
+    wanted_bytes: int,
+    free_bytes: int,
 ) -> KvPlan:
-    """Divides ``budget_bytes`` into ``slots``.
+    """As many blocks as the memory holds, but no more than ``max_batch`` requests of full length fill.
 
     Args:
         bytes_per_token: keys and values of one token in all layers.
-        spare_tokens: room that the device needs in each slot beyond the request's tokens.
+        block_tokens: tokens of one block.
+        max_batch: requests that run at the same time.
         context_length: what the model was made for.
         max_request_tokens: the user's wish, or 0 for as much as fits, up to the context length.
-        budget_bytes: memory for keys and values.
+        wanted_bytes: memory for keys and values as the user wishes, or 0 for a share of ``free_bytes``.
+        free_bytes: of the machine.
 
     Raises: ``KvPlanError``.
     """
-    fitting = budget_bytes // (slots * bytes_per_token) - spare_tokens
-    wanted = max_request_tokens or min(context_length, max(fitting, MIN_REQUEST_TOKENS))
-    if wanted > context_length:
+    if max_request_tokens > context_length:
         raise KvPlanError(
-            f"max_request_tokens is {wanted}, but the model's context length is {context_length}",
+            f"max_request_tokens is {max_request_tokens}, but the model's context length is {context_length}",
             f"choose at most {context_length}",
         )
-    total = slots * (wanted + spare_tokens) * bytes_per_token
-    if total > budget_bytes:
+    block_bytes = block_tokens * bytes_per_token
+    budget = wanted_bytes or int(FREE_MEMORY_SHARE * free_bytes)
+    longest = max_request_tokens or context_length
+    blocks = min(budget // block_bytes, max_batch * -(-longest // block_tokens))
+    least = max_request_tokens or min(context_length, MIN_REQUEST_TOKENS)
+    if blocks * block_tokens < least:
         raise KvPlanError(
-            f"{slots} slots × ({wanted} + {spare_tokens}) tokens × {bytes_per_token} bytes = {total / 1e6:.0f} MB of "
-            f"keys and values, but {budget_bytes / 1e6:.0f} MB are to be used",
-            "lower --max-batch or --max-request-tokens, or raise --kv-memory-mb",
+            f"{least} tokens × {bytes_per_token} bytes = {least * bytes_per_token / 1e6:.0f} MB of keys and values, "
+            f"but {budget / 1e6:.0f} MB are to be used",
+            "lower --max-request-tokens, or raise --kv-memory-mb" if max_request_tokens else "raise --kv-memory-mb",
         )
-    return KvPlan(slots, wanted, total)
+    return KvPlan(blocks, min(longest, blocks * block_tokens), blocks * block_bytes)

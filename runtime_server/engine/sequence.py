@@ -2,55 +2,91 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass, field
 
 from mantler.messages import FinishReason, SamplingParams
+from runtime_server.engine.blocks import block_digest, root_digest
 from runtime_server.engine.sampler import SamplingRow
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Prompt, limits and progress. Changed by the scheduler only."""
+    """Tokens, limits and progress. Changed by the scheduler only."""
 
-    prompt_ids: tuple[int, ...]
+    prompt_ids: InitVar[Iterable[int]]
     sampling: SamplingParams
     seed: int
     """64 bits; the request's own or a drawn one."""
     max_tokens: int
-    """Tokens to generate at most, at least 1; prompt and output fit the slot."""
+    """Tokens to generate at most, at least 1."""
     end_ids: frozenset[int] = frozenset()
     """Tokens that end the output. Empty where the request ignores them."""
     min_tokens: int = 0
     """No end token is drawn before this many tokens."""
     choice: int = 0
-    output_ids: list[int] = field(default_factory=list)
-    computed: int = 0
-    """Tokens whose keys and values are in the slot."""
-    slot: int | None = None
-    """Set while the sequence runs."""
-    cancelled: bool = False
+    priority: int = 0
+    """Lower is sooner."""
+    cache_salt: InitVar[str | None] = None
+    """Computed blocks are shared with sequences of the same salt only."""
+
+    token_ids: array[int] = field(init=False)
+    """The prompt and what has been generated."""
+    prompt_tokens: int = field(init=False)
+    computed: int = field(default=0, init=False)
+    """Tokens whose keys and values are in the blocks."""
+    cached_tokens: int = field(default=0, init=False)
+    """Tokens of the prompt that were found in the cache. Final once the first token is there."""
+    block_ids: array[int] = field(init=False)
+    """Blocks of the KV cache in the order of their tokens; none while the sequence waits."""
+    rank: tuple[int, int] = field(default=(0, 0), init=False)
+    """Lower is sooner; set when the sequence is queued."""
+    preemptions: int = field(default=0, init=False)
+    cancelled: bool = field(default=False, init=False)
+    _digests: list[bytes] = field(init=False)
+    """Of the root and of the full blocks so far. Each is made once."""
+
+    def __post_init__(self, prompt_ids: Iterable[int], cache_salt: str | None) -> None:
+        self.token_ids = array("i", prompt_ids)
+        self.prompt_tokens = len(self.token_ids)
+        self.block_ids = array("i")
+        self._digests = [root_digest(cache_salt)]
 
     @property
-    def prefilling(self) -> bool:
-        """Whether part of the prompt has not been computed yet."""
-        return self.computed < len(self.prompt_ids)
+    def remaining(self) -> int:
+        """Tokens that are there but not computed: 1 where the sequence decodes, more where it is prefilled."""
+        return len(self.token_ids) - self.computed
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that were generated."""
+        return len(self.token_ids) - self.prompt_tokens
+
+    @property
+    def output_ids(self) -> list[int]:
+        """What was generated."""
+        return self.token_ids[self.prompt_tokens :].tolist()
+
+    def digest(self, block: int, block_tokens: int) -> bytes:
+        """The digest of the sequence's block number ``block``, which must be full."""
+        digests = self._digests
+        while len(digests) <= block + 1:
+            start = (len(digests) - 1) * block_tokens
+            digests.append(block_digest(digests[-1], self.token_ids[start : start + block_tokens]))
+        return digests[block + 1]
 
     def sampling_row(self) -> SamplingRow:
         """What decides the next token, besides the logits."""
-        early = len(self.output_ids) < self.min_tokens
-        return SamplingRow(
-            params=self.sampling,
-            seed=self.seed,
-            choice=self.choice,
-            position=len(self.output_ids),
-            banned=tuple(self.end_ids) if early else (),
-        )
+        position = self.output_tokens
+        banned = tuple(self.end_ids) if position < self.min_tokens else ()
+        return SamplingRow(self.sampling, self.seed, self.choice, position, banned)
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the next token; says whether it was the last one and why."""
-        self.output_ids.append(token_id)
+        self.token_ids.append(token_id)
         if token_id in self.end_ids:
             return FinishReason.STOP
-        if len(self.output_ids) >= self.max_tokens:
+        if self.output_tokens >= self.max_tokens:
             return FinishReason.LENGTH
         return None

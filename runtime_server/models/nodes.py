@@ -11,8 +11,8 @@ from onnx import helper
 
 from runtime_server.models.tensor_file import TensorFile
 
-CONTRIB = "com.microsoft"
-"""Domain of ONNX Runtime's own operators, described in its ``ContribOperators.md``."""
+NATIVE = "mantler"
+"""Domain of our own operators; ``runtime_server/native/ops.cpp`` describes them."""
 
 
 class Nodes:
@@ -21,7 +21,6 @@ class Nodes:
     def __init__(self, file: TensorFile) -> None:
         self.list: list[onnx.NodeProto] = []
         self._file = file
-        self._shared: set[str] = set()
 
     def add(self, op: str, inputs: list[str], output: str, *more: str, domain: str = "", **attributes: Any) -> str:
         """Adds a node with the outputs ``output`` and ``more``; returns ``output``."""
@@ -29,13 +28,12 @@ class Nodes:
         self.list.append(node)
         return output
 
+    def native(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Adds one of our own operators; empty names stand for inputs that are left out."""
+        while not inputs[-1]:
+            inputs = inputs[:-1]
+        return self.add(op, inputs, output, domain=NATIVE, **attributes)
+
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """Adds an initializer; returns its name."""
         return self._file.add(name, array)
-
-    def shared(self, name: str, value: Any, dtype: Any) -> str:
-        """A small initializer that several nodes use under one name. Added once."""
-        if name not in self._shared:
-            self._shared.add(name)
-            self._file.add(name, np.array(value, dtype))
-        return name

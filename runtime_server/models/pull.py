@@ -138,7 +138,7 @@ def _convert(
     def report(done: int, total: int) -> None:
         progress(LoadProgress(LoadStage.CONVERTING, done, total))
 
-    report(0, work_bytes(source.config, quantization))
+    report(0, work_bytes(source.config))
     source.tokenizer.save(folder)
     Tokenizer.load(folder)  # what cannot be loaded is an error now, not at the first request
     (builder or build)(source.config, source.weights, folder, quantization=quantization, progress=report)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-STORED_BYTES = {"int8": 2.9, "int8-block": 1.6, "fp32": 4.1}
-"""Bytes on disk per parameter, rounded up. What the formats are stands in :mod:`runtime_server.models.graph`."""
+STORED_BYTES = {"int8": 1.1, "fp32": 4.1}
+"""Bytes on disk per parameter, at most. What the formats are stands in :mod:`runtime_server.models.linear`."""
 
 DEFAULT_QUANTIZATION = "int8"

@@ -1,0 +1,192 @@
+#include "attention.h"
+
+#include <limits>
+
+namespace MANTLER_ISA {
+namespace {
+
+constexpr int kSegment = kSegmentBlocks * kBlockTokens;
+constexpr int kMaxVectors = 16;  // head_dim 256
+
+int64_t block_offset(const Geometry& g, int64_t block, int64_t kv_head) {
+  return ((block * g.layers + g.layer) * g.kv_heads + kv_head) * 2 * kBlockTokens * g.head_dim;
+}
+
+void rotate(float* head, const float* cos, const float* sin, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float first = head[i], second = head[i + half];
+    head[i] = first * cos[i] - second * sin[i];
+    head[i + half] = second * cos[i] + first * sin[i];
+  }
+}
+
+void normalise(float* head, const float* weight, float epsilon, int64_t width) {
+  F32 squares = F32{};
+  for (int64_t i = 0; i < width; i += kLanes) squares = fma(load(head + i), load(head + i), squares);
+  const F32 factor = splat(1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(width) + epsilon));
+  for (int64_t i = 0; i < width; i += kLanes) store(head + i, load(head + i) * factor * load(weight + i));
+}
+
+// What up to kQueries queries have gathered from the segments so far.
+template <int count>
+struct Gathered {
+  float largest[count];
+  float total[count];
+  F32 output[count][kMaxVectors];
+};
+
+template <int count>
+MANTLER_INLINE void scores_of_block(const Geometry& g, const float* const (&queries)[count], const uint16_t* keys,
+                                    F32 (&scores)[count]) {
+  for (int q = 0; q < count; ++q) scores[q] = F32{};
+  for (int64_t d = 0; d < g.head_dim; ++d) {
+    const F32 key = load_half(keys + d * kBlockTokens);
+    for (int q = 0; q < count; ++q) scores[q] = fma(splat(queries[q][d]), key, scores[q]);
+  }
+}
+
+// Sums of weighted values of one segment, four vectors of the head at a time.
+template <int count, int width>
+MANTLER_INLINE void weigh_values(const Geometry& g, const uint16_t* const* values, int64_t blocks,
+                                 const float (&weights)[count][kSegment], int64_t vector, const F32 (&factors)[count],
+                                 Gathered<count>& gathered) {
+  F32 sums[count][width];
+  for (int q = 0; q < count; ++q)
+    for (int v = 0; v < width; ++v) sums[q][v] = gathered.output[q][vector + v] * factors[q];
+  for (int64_t block = 0; block < blocks; ++block) {
+    const uint16_t* at = values[block] + vector * kLanes;
+    for (int t = 0; t < kBlockTokens; ++t) {
+      F32 value[width];
+      for (int v = 0; v < width; ++v) value[v] = load_half(at + t * g.head_dim + v * kLanes);
+      for (int q = 0; q < count; ++q) {
+        const F32 weight = splat(weights[q][block * kBlockTokens + t]);
+        for (int v = 0; v < width; ++v) sums[q][v] = fma(weight, value[v], sums[q][v]);
+      }
+    }
+  }
+  for (int q = 0; q < count; ++q)
+    for (int v = 0; v < width; ++v) gathered.output[q][vector + v] = sums[q][v];
+}
+
+template <int count>
+void attend_queries(const Geometry& g, const float* const (&queries)[count], const int64_t (&positions)[count],
+                    const int32_t* table, int64_t kv_head, const uint16_t* cache, float* const (&results)[count]) {
+  const int64_t vectors = g.head_dim / kLanes;
+  const int64_t last = positions[count - 1];  // positions never fall from one query to the next
+  // A query that comes first sees the oldest keys; whole segments before them are left out for all.
+  const int64_t oldest = g.window && positions[0] >= g.window ? positions[0] - g.window + 1 : 0;
+  const F32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const float nothing = -std::numeric_limits<float>::infinity();
+  Gathered<count> gathered;
+  for (int q = 0; q < count; ++q) {
+    gathered.largest[q] = nothing;
+    gathered.total[q] = 0.0f;
+    for (int64_t v = 0; v < vectors; ++v) gathered.output[q][v] = F32{};
+  }
+  alignas(64) float weights[count][kSegment];
+  for (int64_t segment = oldest / kSegment; segment * kSegment <= last; ++segment) {
+    const int64_t start = segment * kSegment;
+    const int64_t left = last + 1 - start;
+    const int64_t blocks = left >= kSegment ? kSegmentBlocks : (left + kBlockTokens - 1) / kBlockTokens;
+    const uint16_t* values[kSegmentBlocks];
+    F32 largest[count];
+    for (int q = 0; q < count; ++q) largest[q] = splat(nothing);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t first = start + block * kBlockTokens;
+      const uint16_t* keys = cache + block_offset(g, table[first / kBlockTokens], kv_head);
+      values[block] = keys + kBlockTokens * g.head_dim;
+      F32 scores[count];
+      scores_of_block<count>(g, queries, keys, scores);
+      for (int q = 0; q < count; ++q) {
+        F32 score = scores[q] * splat(g.scale);
+        const F32 position = lanes + splat(static_cast<float>(first));
+        if (first + kBlockTokens - 1 > positions[q])
+          score = position > splat(static_cast<float>(positions[q])) ? splat(nothing) : score;
+        if (g.window) score = position <= splat(static_cast<float>(positions[q] - g.window)) ? splat(nothing) : score;
+        store(weights[q] + block * kBlockTokens, score);
+        largest[q] = max(largest[q], score);
+      }
+    }
+    F32 factors[count];
+    for (int q = 0; q < count; ++q) {
+      const float before = gathered.largest[q], here = max_lanes(largest[q]);
+      const float now = here > before ? here : before;
+      // A segment of which the query sees nothing leaves weights of zero.
+      const F32 shift = splat(now == nothing ? 0.0f : now);
+      F32 total = F32{};
+      for (int64_t block = 0; block < blocks; ++block) {
+        const F32 weight = exp(load(weights[q] + block * kBlockTokens) - shift);
+        store(weights[q] + block * kBlockTokens, weight);
+        total += weight;
+      }
+      float factor[kLanes];
+      store(factor, exp(splat(before) - shift));
+      gathered.total[q] = gathered.total[q] * factor[0] + sum_lanes(total);
+      gathered.largest[q] = now;
+      factors[q] = splat(factor[0]);
+    }
+    int64_t vector = 0;
+    for (; vector + 4 <= vectors; vector += 4) weigh_values<count, 4>(g, values, blocks, weights, vector, factors, gathered);
+    for (; vector < vectors; ++vector) weigh_values<count, 1>(g, values, blocks, weights, vector, factors, gathered);
+  }
+  for (int q = 0; q < count; ++q) {
+    const F32 inverse = splat(1.0f / gathered.total[q]);
+    for (int64_t v = 0; v < vectors; ++v) store(results[q] + v * kLanes, gathered.output[q][v] * inverse);
+  }
+}
+
+template <int count>
+void attend_some(const Geometry& g, const float* qkv, const Place& place, int64_t first, int64_t kv_head,
+                 const uint16_t* cache, float* result) {
+  const float* queries[count];
+  float* results[count];
+  int64_t positions[count];
+  for (int q = 0; q < count; ++q) {
+    const int64_t row = (first + q) / g.group();
+    const int64_t head = kv_head * g.group() + (first + q) % g.group();
+    queries[q] = qkv + row * g.qkv_width() + head * g.head_dim;
+    results[q] = result + (row * g.heads + head) * g.head_dim;
+    positions[q] = place.position + row;
+  }
+  attend_queries<count>(g, queries, positions, place.blocks, kv_head, cache, results);
+}
+
+typedef void (*Attend)(const Geometry&, const float*, const Place&, int64_t, int64_t, const uint16_t*, float*);
+
+}  // namespace
+
+void append(const Geometry& g, float* qkv, const Place& place, const float* cos, const float* sin, const float* q_norm,
+            const float* k_norm, uint16_t* cache) {
+  const int64_t half = g.head_dim / 2;
+  cos += place.position * half;
+  sin += place.position * half;
+  for (int64_t head = 0; head < g.heads + g.kv_heads; ++head) {
+    const float* norm = head < g.heads ? q_norm : k_norm;
+    if (norm) normalise(qkv + head * g.head_dim, norm, g.epsilon, g.head_dim);
+    rotate(qkv + head * g.head_dim, cos, sin, half);
+  }
+  const int64_t token = place.position % kBlockTokens;
+  for (int64_t kv_head = 0; kv_head < g.kv_heads; ++kv_head) {
+    uint16_t* keys = cache + block_offset(g, place.blocks[place.position / kBlockTokens], kv_head);
+    uint16_t* values = keys + kBlockTokens * g.head_dim + token * g.head_dim;
+    const float* key = qkv + (g.heads + kv_head) * g.head_dim;
+    const float* value = key + g.kv_heads * g.head_dim;
+    for (int64_t d = 0; d < g.head_dim; ++d) {
+      keys[d * kBlockTokens + token] = float_to_half(key[d]);
+      values[d] = float_to_half(value[d]);
+    }
+  }
+}
+
+void attend(const Geometry& g, const float* qkv, const Place& place, int64_t rows, int64_t kv_head,
+            const uint16_t* cache, float* result) {
+  static const Attend some[kQueries] = {attend_some<1>, attend_some<2>, attend_some<3>,
+                                        attend_some<4>, attend_some<5>, attend_some<6>};
+  const int64_t queries = rows * g.group();
+  for (int64_t first = 0; first < queries; first += kQueries) {
+    const int64_t count = queries - first < kQueries ? queries - first : kQueries;
+    some[count - 1](g, qkv, place, first, kv_head, cache, result);
+  }
+}
+
+}  // namespace MANTLER_ISA

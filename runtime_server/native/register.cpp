@@ -1,0 +1,50 @@
+// Registers the operators that were compiled for the best instruction set of this processor.
+#include <vector>
+
+#include "ort_abi.h"
+
+static_assert(offsetof(ort::CustomOp, create_kernel_v2) == 17 * sizeof(void*), "the layout of onnxruntime_c_api.h");
+
+#define MANTLER_DECLARE(isa)                \
+  namespace isa {                           \
+  std::vector<const ort::CustomOp*> ops();  \
+  }
+MANTLER_DECLARE(baseline)
+#if defined(__x86_64__)
+MANTLER_DECLARE(avx2)
+MANTLER_DECLARE(avx512)
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  std::vector<const ort::CustomOp*> (*ops)();
+};
+
+Isa best() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+    return {"avx512_vnni", avx512::ops};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", avx2::ops};
+#endif
+  return {"baseline", baseline::ops};
+}
+
+}  // namespace
+
+MANTLER_EXPORT const char* mantler_instruction_set() { return best().name; }
+
+MANTLER_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
+  const ort::Calls calls(base->get_api(ort::kVersion));
+  // ONNX Runtime reads the domain as long as a session that has it lives, so it is made once and kept.
+  static ort::CustomOpDomain* domain = nullptr;
+  if (!domain) {
+    if (ort::Status* failed = calls.create_domain("mantler", &domain)) return failed;
+    for (const ort::CustomOp* op : best().ops())
+      if (ort::Status* failed = calls.add_op(domain, op)) return failed;
+  }
+  return calls.add_domain(options, domain);
+}
