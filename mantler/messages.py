@@ -22,6 +22,9 @@ MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_REQUEST_ID_CHARS = 128
 MAX_CHOICES = 128
+MAX_PRIORITY = 100
+"""Priorities go from minus this to this."""
+MAX_CACHE_SALT_CHARS = 256
 MAX_TOKENS = 2**31 - 1
 
 
@@ -148,6 +151,10 @@ class GenerateRequest:
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopParams = field(default_factory=StopParams)
+    priority: int = 0
+    """Lower is sooner. Waiting counts as well, so that nobody waits for ever."""
+    cache_salt: str | None = None
+    """Prompts share computed prefixes with requests of the same salt only; without one, with those without one."""
 
     def __post_init__(self) -> None:
         printable = self.request_id.isascii() and self.request_id.isprintable()
@@ -155,6 +162,11 @@ class GenerateRequest:
             raise invalid("request_id", f"must be 1 to {MAX_REQUEST_ID_CHARS} characters of printable ASCII.")
         if not self.model:
             raise invalid("model", "must name a model.")
+        _check_int("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_CHARS:
+            raise invalid(
+                "cache_salt", f"must have 1 to {MAX_CACHE_SALT_CHARS} characters, got {len(self.cache_salt)}."
+            )
 
 
 class FinishReason(Enum):
@@ -182,6 +194,7 @@ class Started:
     model: str
     prompt_tokens: int
     cached_prompt_tokens: int = 0
+    """Known so far; the usage at the end may count more."""
     fingerprint: str = ""
 
 
@@ -225,6 +238,44 @@ class ModelState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class StepProfile:
+    """Sums over the steps of an engine that had a similar number of sequences, since the model was loaded."""
+
+    max_sequences: int
+    """A power of two. The steps had as many sequences at most, and more than half as many."""
+    prompts: bool
+    """Whether the steps computed parts of prompts, or decoded only."""
+    steps: int
+    prompt_tokens: int
+    """Computed, not cached."""
+    sampled_tokens: int
+    schedule_s: float
+    """Choosing what runs."""
+    run_s: float
+    """On the device."""
+    sample_s: float
+    """Drawing tokens from logits."""
+    publish_s: float
+    """Taking the tokens in and handing them over to whoever streams them."""
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.schedule_s + self.run_s + self.sample_s + self.publish_s
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """What an engine has done since its model was loaded."""
+
+    steps: tuple[StepProfile, ...] = ()
+    cached_prompt_tokens: int = 0
+    """Tokens of prompts that came out of the prefix cache."""
+    preemptions: int = 0
+    """How often a request gave its memory up to another one and was computed again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
     """A model in memory."""
 
@@ -235,6 +286,7 @@ class Deployment:
     queue_length: int
     kv_cache_bytes: int
     device: str
+    profile: EngineProfile = EngineProfile()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ import pytest
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import Delta, Event, Finished, FinishReason, SamplingParams, Started
 from runtime_server.backends.base import Chunk
+from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
-from runtime_server.engine.scheduler import Scheduler
+from runtime_server.engine.scheduler import Scheduler, max_step_tokens
 from runtime_server.engine.sequence import Sequence
 from tests.fake_backend import VOCAB_SIZE, FakeBackend, continuation
 
@@ -27,10 +28,15 @@ def text_of(tokens: Items[int]) -> str:
 
 @asynccontextmanager
 async def running_engine(
-    *, slots: int = 4, max_queue: int = 64, before_step: Callable[[Items[Chunk]], None] = lambda chunks: None
+    *,
+    max_batch: int = 4,
+    max_queue: int = 64,
+    blocks: int = 200,
+    before_step: Callable[[Items[Chunk]], None] = lambda chunks: None,
 ) -> AsyncIterator[tuple[Engine, FakeBackend]]:
-    backend = FakeBackend(slots=slots, max_tokens=200, before_step=before_step)
-    scheduler = Scheduler(slots=slots, max_queue=max_queue, chunk_tokens=16)
+    backend = FakeBackend(blocks=blocks, max_step_tokens=max_step_tokens(max_batch, 16), before_step=before_step)
+    pool = BlockPool(backend.blocks, backend.block_tokens)
+    scheduler = Scheduler(pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=16)
     engine = Engine(backend, scheduler, name="fake", loop=asyncio.get_running_loop())
     engine.start()
     try:
@@ -49,7 +55,7 @@ def generation(
     min_tokens: int = 0,
 ) -> Generation:
     sequence = Sequence(
-        prompt_ids=tuple(prompt),
+        prompt_ids=prompt,
         sampling=GREEDY,
         seed=0,
         max_tokens=max_tokens,
@@ -77,7 +83,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def idle(engine: Engine) -> None:
-    """Waits until every slot is free."""
+    """Waits until nothing waits and nothing runs."""
     await until(lambda: not engine.running and not engine.waiting)
 
 
@@ -97,11 +103,42 @@ async def test_an_answer_is_started_deltas_finished() -> None:
 
 async def test_many_at_once_get_what_each_gets_alone() -> None:
     prompts = [[i, *range(i % 40)] for i in range(50)]
-    async with running_engine(slots=8) as (engine, _):
+    async with running_engine(max_batch=8) as (engine, _):
         answers = await asyncio.gather(*(collect(generation(engine, prompt, 12)) for prompt in prompts))
         assert engine.running == 0
     for prompt, events in zip(prompts, answers, strict=True):
         assert joined(events) == text_of(continuation(prompt, 12))
+
+
+async def test_a_repeated_prompt_is_counted_as_cached() -> None:
+    async with running_engine() as (engine, _):
+        await collect(generation(engine, range(30), 5))
+        events = await collect(generation(engine, range(30), 5))
+        profile = engine.profile()
+    started, last = events[0].body, events[-1].body
+    assert isinstance(started, Started)
+    assert isinstance(last, Finished)
+    assert started.cached_prompt_tokens == last.usage.cached_prompt_tokens == 28
+    assert joined(events) == text_of(continuation(range(30), 5))
+    assert profile.cached_prompt_tokens == 28
+    assert sum(row.prompt_tokens for row in profile.steps) == 32
+    assert sum(row.sampled_tokens for row in profile.steps) == 10
+    assert sum(row.steps for row in profile.steps) == 10
+    assert {(row.max_sequences, row.prompts) for row in profile.steps} == {(1, True), (1, False)}
+    assert all(min(row.schedule_s, row.run_s, row.sample_s, row.publish_s) > 0 for row in profile.steps)
+
+
+async def test_little_memory_makes_answers_later_not_different() -> None:
+    prompts = [[i] * 10 for i in range(12)]
+    async with running_engine(max_batch=6, blocks=20) as (engine, _):
+        answers = await asyncio.gather(*(collect(generation(engine, prompt, 30)) for prompt in prompts))
+        assert engine.profile().preemptions > 0
+    for prompt, events in zip(prompts, answers, strict=True):
+        assert joined(events) == text_of(continuation(prompt, 30))
+        assert sum(isinstance(event.body, Started) for event in events) == 1
+        last = events[-1].body
+        assert isinstance(last, Finished)
+        assert (last.usage.completion_tokens, last.usage.cached_prompt_tokens) == (30, 0)
 
 
 async def test_requests_join_a_running_batch() -> None:
@@ -170,7 +207,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
     def wait_for_gate(chunks: Items[Chunk]) -> None:
         assert gate.wait(timeout=30)
 
-    async with running_engine(slots=1, max_queue=0, before_step=wait_for_gate) as (engine, _):
+    async with running_engine(max_batch=1, max_queue=0, before_step=wait_for_gate) as (engine, _):
         first = asyncio.create_task(collect(generation(engine, [1], 3)))
         await until(lambda: engine.running == 1)
         with pytest.raises(MantlerError) as refused:
@@ -189,7 +226,7 @@ async def test_cancelling_frees_the_place_in_every_phase(phase: str) -> None:
         at_step.release()
         assert go_on.acquire(timeout=30)
 
-    async with running_engine(slots=1, before_step=before_step) as (engine, backend):
+    async with running_engine(max_batch=1, before_step=before_step) as (engine, backend):
         occupant = asyncio.create_task(collect(generation(engine, [1] * 40, 100)))
         await asyncio.to_thread(at_step.acquire)
         victim = occupant
@@ -216,9 +253,9 @@ async def test_cancelling_frees_the_place_in_every_phase(phase: str) -> None:
         assert joined(await collect(generation(engine, [3], 3))) == text_of(continuation([3], 3))
 
 
-async def test_random_cancels_leave_every_slot_free() -> None:
+async def test_random_cancels_leave_nothing_behind() -> None:
     rng = random.Random(11)
-    async with running_engine(slots=4, max_queue=300) as (engine, _):
+    async with running_engine(max_batch=4, max_queue=300) as (engine, _):
         tasks = [
             asyncio.create_task(collect(generation(engine, [i] * rng.randint(1, 60), rng.randint(1, 60))))
             for i in range(200)
