@@ -20,7 +20,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +31,7 @@ from rich.markup import escape
 from bench import weights
 from bench.figures import errors, row
 from bench.machine import machine
+from bench.options import among, levels, positive
 from bench.peers import PEERS, LlamaServer, Mantler, OpenVino, OpenVinoInProcess, Peer, Server, this_mantler
 from bench.plot import draw
 from bench.process import PeakMemory, StartError
@@ -95,7 +96,7 @@ class Benchmark:
             except (StartError, TimeoutError) as error:
                 why = str(error) or "a workload took too long"
                 self.results.absent[f"{peer.name}, round {turn}, {serving.slots} slots"] = why
-                self._console.print(f"[red]{peer.name}:[/] {escape(why)}")
+                self._console.print(f"[red]{peer.name}:[/] {escape(why)}", soft_wrap=True)
 
     def _serving(self, peer: Peer, turn: int, serving: Serving, workloads: list[Workload], log: Path) -> None:
         with peer.started(serving, log) as server:
@@ -103,7 +104,7 @@ class Benchmark:
                 record = self._measured(server, peer, turn, workload)
                 self.results.records.append(record)
                 self.results.save(self._folder / "results.json")
-                self._console.print(*summary(record), sep="\n")
+                self._console.print(*summary(record), sep="\n", soft_wrap=True)
 
     def _measured(self, server: Server, peer: Peer, turn: int, workload: Workload) -> Record:
         with self._console.status(f"{workload.name} …"), PeakMemory(server.pid) as memory:
@@ -144,7 +145,7 @@ def main() -> None:
     if results.records:
         results.save(folder / "results.json")
         page = write(results, folder)
-        console.print(f"{draw(results, folder)}", markup=False)
+        console.print(f"{draw(results, folder)}", markup=False, soft_wrap=True)
         print(page)
     failed = errors(stream for record in results.records for stream in record.streams)
     if interrupted:
@@ -191,31 +192,6 @@ def options() -> argparse.ArgumentParser:
         help="a Python with openvino-genai and aiohttp (default: BENCH_OPENVINO_PYTHON, or that of `make bench-peers`)",
     )
     return parser
-
-
-def positive(text: str) -> int:
-    """A number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def levels(text: str) -> tuple[int, ...]:
-    """Numbers of streams, separated by commas."""
-    return tuple(positive(part) for part in text.split(","))
-
-
-def among(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Reads names separated by commas, out of ``known``."""
-
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        if unknown := set(names) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: must be among {', '.join(known)}")
-        return names
-
-    return read
 
 
 if __name__ == "__main__":

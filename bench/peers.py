@@ -72,7 +72,8 @@ class HttpServer:
     async def _run(self, workload: Workload, seed: str) -> list[dict[str, Any]]:
         async with asyncio.timeout(WORKLOAD_TIMEOUT_S), session() as opened:
             ask = asker(opened, self.endpoint)
-            await warm_up(ask, f"{seed} {workload.name}")
+            if error := (await warm_up(ask, f"{seed} {workload.name}")).error:
+                raise StartError(f"its first request failed: {error}")
             return await run(workload, ask, seed, time.perf_counter)
 
 
@@ -104,7 +105,8 @@ class Mantler:
         with tempfile.TemporaryDirectory() as home:
             Path(home, "models").symlink_to(self.models)
             with child([*command, *self.arguments], log, env=environment(Path(home), key)) as process:
-                wait_until_served(process, f"{endpoint.url}/models", log, endpoint.headers)
+                # The list names what is loaded only: the facade may answer before the runtime does.
+                wait_until_served(process, log, f"{endpoint.url}/models", endpoint.headers, holds=MODEL)
                 yield HttpServer(process.pid, endpoint)
 
 
@@ -136,7 +138,7 @@ class LlamaServer:
             command += ["--no-cache-prompt", "--cache-ram", "0"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
         with child(command, log, env=clean) as process:
-            wait_until_served(process, f"http://127.0.0.1:{port}/health", log, {})
+            wait_until_served(process, log, f"http://127.0.0.1:{port}/health")
             yield HttpServer(process.pid, Endpoint(f"http://127.0.0.1:{port}/v1", "none", "default"))
 
 
@@ -160,7 +162,7 @@ class OpenVino:
         port = free_port()
         command = openvino_command(self.python, "bench.openvino_server", self.gguf, self.threads, serving)
         with child([*command, "--port", str(port)], log, env=openvino_environment()) as process:
-            wait_until_served(process, f"http://127.0.0.1:{port}/health", log, {})
+            wait_until_served(process, log, f"http://127.0.0.1:{port}/health")
             yield HttpServer(process.pid, Endpoint(f"http://127.0.0.1:{port}/v1", "none", "default"))
 
 

@@ -65,8 +65,11 @@ def lines(
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("streams")
         axes.set_xticks(sorted({at for row in found if (at := level(row)) is not None}))
+        axes.grid(alpha=0.3)
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
 
@@ -83,5 +86,7 @@ def bars(axes: Axes, found: Sequence[Row], colours: dict[str, str]) -> None:
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title("time to first token, p50, ms", fontsize=10)
     axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
     if groups:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")

@@ -131,11 +131,17 @@ class PeakMemory:
 
 
 def wait_until_served(
-    process: subprocess.Popen[str], url: str, log: Path, headers: Mapping[str, str], timeout_s: float = START_S
+    process: subprocess.Popen[str],
+    log: Path,
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    holds: str = "",
+    timeout_s: float = START_S,
 ) -> None:
-    """Returns when ``url`` answers 200. Raises :class:`StartError`."""
+    """Returns when ``url`` answers 200 with a body that ``holds`` a text. Raises :class:`StartError`."""
     deadline = time.monotonic() + timeout_s
-    while not serves(url, headers):
+    while not serves(url, headers or {}, holds):
         if process.poll() is not None:
             raise StartError(f"it ended with {process.returncode}:\n{tail(log)}")
         if time.monotonic() > deadline:
@@ -143,11 +149,11 @@ def wait_until_served(
         time.sleep(_POLL_S)
 
 
-def serves(url: str, headers: Mapping[str, str]) -> bool:
-    """Whether ``url`` answers 200."""
+def serves(url: str, headers: Mapping[str, str], holds: str) -> bool:
+    """Whether ``url`` answers 200 with a body that ``holds`` a text."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers)), timeout=5) as response:
-            return bool(response.status == 200)
+            return bool(response.status == 200 and holds.encode() in response.read())
     except (urllib.error.URLError, OSError):
         return False
 

@@ -33,8 +33,10 @@ def report(results: Results) -> str:
         parts.append("Left out:\n\n" + listed(results.absent))
     for workload, group in groupby(found, key=lambda row: row.workload):
         parts += [f"## {workload[0].upper()}{workload[1:]}", *sections(list(group))]
-    if len(results.servers) > 1 and OURS in results.servers:
-        parts += [f"## {OURS} against each peer", ratios(found)]
+    if within := inner_ratios(found):
+        parts += ["## Within each server", within]
+    if against := ratios(found):
+        parts += [f"## {OURS} against each peer", against]
     parts += ["## Notes", notes(results, found)]
     return "\n\n".join(parts) + "\n"
 
@@ -67,9 +69,30 @@ def table(found: Sequence[Row]) -> str:
     return markdown(HEADS, lines)
 
 
+def inner_ratios(found: Sequence[Row]) -> str:
+    """What the prefix cache saves, and what long prompts cost those that decode; empty where neither was measured."""
+    lines = []
+    for server in dict.fromkeys(row.server for row in found):
+        mine = {row.label: row for row in found if row.server == server}
+        if "first" in mine:
+            first = mine["first"].ttft_p50_ms
+            for label in ("again", "other end"):
+                ratio = number(divide(mine[label].ttft_p50_ms, first), 3, " ×")
+                lines.append([server, f"shared prefix: TTFT p50 of “{label}” to that of “first”", ratio])
+        if "streams" in mine:
+            mixed = mine["streams"]
+            ratio = number(divide(mixed.itl_p99_ms, mixed.itl_p50_ms), 2, " ×")
+            lines.append([server, "while long prompts arrive: inter-token p99 to p50", ratio])
+            alone = f"chat, {mixed.workload.partition(' while')[0]}"
+            for row in [row for row in found if row.server == server and row.workload == alone]:
+                ratio = number(divide(mixed.itl_p99_ms, row.itl_p50_ms), 2, " ×")
+                lines.append([server, f"inter-token p99 while long prompts arrive to p50 of “{row.workload}”", ratio])
+    return markdown(("server", "ratio", ""), lines, left=2) if lines else ""
+
+
 def ratios(found: Sequence[Row]) -> str:
-    """Our figures divided by each peer's."""
-    ours = {(row.workload, row.label): row for row in found if row.server == OURS}
+    """Our figures divided by each peer's; empty where there are none."""
+    ours = {(row.workload, row.label): row for row in found if row.server == OURS and row.requests > row.errors}
     figures: list[Callable[[Row], float]] = [
         lambda row: row.mean_tokens_per_s,
         lambda row: row.ttft_p50_ms,
@@ -83,7 +106,7 @@ def ratios(found: Sequence[Row]) -> str:
             what = f"{row.workload}: {row.label}" if row.label else row.workload
             lines.append([what, row.server, *(number(divide(get(mine), get(row)), 2, " ×") for get in figures)])
     heads = ("workload", "peer", "output tokens/s", "TTFT p50", "inter-token p50", "inter-token p99")
-    return markdown(heads, lines, left=2)
+    return markdown(heads, lines, left=2) if lines else ""
 
 
 def notes(results: Results, found: Sequence[Row]) -> str:

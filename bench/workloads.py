@@ -51,6 +51,8 @@ class Chat:
 
     streams: int
     requests: int
+    prompt_tokens: int = PROMPT_TOKENS
+    new_tokens: int = NEW_TOKENS
 
     @property
     def name(self) -> str:
@@ -64,7 +66,10 @@ class Chat:
         numbers = iter(range(self.requests))
 
         async def client() -> list[Stream]:
-            return [await ask(_request(PROMPT_TOKENS, f"{seed} {number}"), _nothing) for number in numbers]
+            return [
+                await ask(_request(self.prompt_tokens, f"{seed} {number}", self.new_tokens), _nothing)
+                for number in numbers
+            ]
 
         return [stream for part in await _all(client() for _ in range(self.streams)) for stream in part]
 
