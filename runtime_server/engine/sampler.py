@@ -1,4 +1,8 @@
-"""Draws the next token of each row from its logits. Pure: the same rows give the same tokens."""
+"""Draws the next token of each row from its logits. Pure: the same rows give the same tokens.
+
+What costs is passes over the vocabulary, the exponentials above all. So a row that is cut sorts few tokens: those near
+the likeliest one, and more of them only where these do not decide.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,14 @@ from numpy.typing import NDArray
 from mantler.messages import SamplingParams
 from runtime_server.engine.philox import uniform
 
-FIRST_CANDIDATES = 256
-"""How many of the likeliest tokens are sorted at first. Most distributions are cut within them."""
+DEPTHS = (6.0, 10.0, 15.0, 22.0, 33.0, np.inf)
+"""How far below the likeliest token the tokens that are sorted lie at most, in natural logarithms of probability."""
+BLOCK = 256
+"""Weights are added up in blocks of this many before single ones are looked at."""
+MAX_SCALE = 1e30
+"""The inverse of the least temperature. Beyond it nothing changes, but infinity times nothing is not a number."""
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,7 @@ class SamplingRow:
     """Tokens that must not be drawn here."""
 
 
-def sample(logits: NDArray[np.float32], rows: Rows[SamplingRow]) -> list[int]:
+def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
     """One token id per row.
 
     Args:
@@ -39,65 +49,126 @@ def sample(logits: NDArray[np.float32], rows: Rows[SamplingRow]) -> list[int]:
     for i, row in enumerate(rows):
         if row.banned:
             logits[i, list(row.banned)] = -np.inf
-    tokens: list[int] = logits.argmax(axis=1).tolist()
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    if drawn:
-        numbers = uniform(
-            np.array([rows[i].seed for i in drawn], np.uint64),
-            np.array([rows[i].choice for i in drawn], np.uint64),
-            np.array([rows[i].position for i in drawn], np.uint64),
-        )
-        for i, number in zip(drawn, numbers.tolist(), strict=True):
-            tokens[i] = draw(logits[i], rows[i].params, number)
-    return tokens
+    if not drawn:
+        greedy: list[int] = logits.argmax(axis=1).tolist()
+        return greedy
+    numbers = uniform(
+        np.array([rows[i].seed for i in drawn], np.uint64),
+        np.array([rows[i].choice for i in drawn], np.uint64),
+        np.array([rows[i].position for i in drawn], np.uint64),
+    )
+    number_of = dict(zip(drawn, numbers.tolist(), strict=True))
+    # Row by row: the passes over one row stay in the processor's cache, those over all of them would not.
+    return [
+        draw(logits[i], row.params, number_of[i]) if i in number_of else int(logits[i].argmax())
+        for i, row in enumerate(rows)
+    ]
 
 
-def draw(logits: NDArray[np.float32], params: SamplingParams, number: float) -> int:
+def draw(logits: Floats, params: SamplingParams, number: float) -> int:
     """The token at ``number`` in [0, 1) of the cumulative distribution that ``params`` leaves.
 
     Args:
         logits: ``[vocab_size]``
         params: with a temperature above 0.
     """
-    with np.errstate(over="ignore"):  # at a tiny temperature all but the best logits go to minus infinity, rightly
-        weights = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    row = Row(logits, params.temperature)
     if params.top_k == 0 and params.top_p == 1.0 and params.min_p == 0.0:
-        return _at(np.cumsum(weights, dtype=np.float64), number)
-    candidates = kept(weights, params)
-    return int(candidates[_at(np.cumsum(weights[candidates], dtype=np.float64), number)])
+        return row.draw(number)
+    ids, weights = kept(row, params)
+    mass = np.cumsum(weights, dtype=np.float64)
+    return int(ids[_at(mass, number * mass[-1])[0]])
 
 
-def kept(weights: NDArray[np.float32], params: SamplingParams) -> NDArray[np.int64]:
-    """Token ids that top_k, top_p and min_p leave, likeliest first; equal ones in the order of their ids.
+class Row:
+    """Logits as weights: probabilities in units of the likeliest token's.
 
     Args:
-        weights: ``[vocab_size]``, unnormalised probabilities.
+        logits: ``[vocab_size]``
+        temperature: above 0.
     """
-    limit = min(params.top_k or len(weights), len(weights))
-    width = limit if params.top_k else min(limit, FIRST_CANDIDATES)
-    while True:
-        ids = _likeliest(weights, width)
-        mass = np.cumsum(weights[ids], dtype=np.float64)
-        # With top_k the nucleus is a share of what top_k left.
-        whole = mass[-1] if params.top_k else weights.sum(dtype=np.float64)
-        in_nucleus = 1 + int(np.searchsorted(mass, params.top_p * whole)) if params.top_p < 1.0 else len(weights)
-        likely = int(np.searchsorted(-weights[ids], -params.min_p * weights[ids[0]], side="right"))
-        if width == limit or likely < width or in_nucleus <= width:
-            return ids[: max(1, min(in_nucleus, likely))]
-        width = min(limit, width * 8)
+
+    def __init__(self, logits: Floats, temperature: float) -> None:
+        self.logits = logits
+        self._peak = logits.max()
+        self._scale = np.float32(min(1 / temperature, MAX_SCALE))
+
+    def above(self, depth: float) -> NDArray[np.int64]:
+        """The tokens whose weight is at least ``exp(-depth)``."""
+        if depth == np.inf:
+            return np.arange(len(self.logits))
+        return np.flatnonzero(self.logits >= self._peak - np.float32(depth) / self._scale)
+
+    def weights(self, ids: NDArray[np.int64]) -> Floats:
+        """Of some tokens."""
+        return self._weights(self.logits[ids])
+
+    def total(self) -> float:
+        """The sum of all weights."""
+        return float(self._weights(self.logits).sum())
+
+    def draw(self, number: float) -> int:
+        """The token at ``number`` of all, in the order of their ids."""
+        logits = self.logits
+        if missing := -len(logits) % BLOCK:
+            logits = np.concatenate([logits, np.full(missing, -np.inf, np.float32)])
+        blocks = self._weights(logits).reshape(-1, BLOCK)
+        sums = np.cumsum(blocks.sum(axis=1), dtype=np.float64)
+        block, rest = _at(sums, number * sums[-1])
+        return block * BLOCK + _at(np.cumsum(blocks[block], dtype=np.float64), rest)[0]
+
+    def _weights(self, logits: Floats) -> Floats:
+        weights: Floats = logits - self._peak
+        with np.errstate(over="ignore"):  # at a tiny temperature all but the best go to minus infinity, rightly
+            weights *= self._scale
+        np.exp(weights, out=weights)
+        return weights
 
 
-def _likeliest(weights: NDArray[np.float32], width: int) -> NDArray[np.int64]:
-    """The ``width`` likeliest ids, sorted. Ties go to the lower id, so the order does not depend on ``width``."""
-    if width < len(weights):
-        border = np.partition(weights, len(weights) - width)[len(weights) - width]
-        ids = np.flatnonzero(weights >= border)
-    else:
-        ids = np.arange(len(weights))
-    return ids[np.argsort(-weights[ids], kind="stable")][:width]
+def kept(row: Row, params: SamplingParams) -> tuple[NDArray[np.int64], Floats]:
+    """Token ids that top_k, top_p and min_p leave, and their weights. Likeliest first; equal ones by their ids."""
+    total = 0.0
+    for depth in DEPTHS:
+        ids = row.above(depth)
+        ids = ids[np.argsort(-row.logits[ids], kind="stable")]
+        if params.top_k:
+            if len(ids) < params.top_k and depth < np.inf:
+                continue
+            ids = ids[: params.top_k]
+        weights = row.weights(ids)
+        if params.top_k:
+            # The nucleus is a share of what top_k left.
+            total = float(weights.sum(dtype=np.float64))
+        elif params.top_p < 1.0 and not total:
+            total = row.total()
+        count = cut(weights, params, total)
+        if params.top_k or count < len(ids) or depth == np.inf:
+            return ids[:count], weights[:count]
+    raise AssertionError("the last depth has every token")
 
 
-def _at(cumulative: NDArray[np.float64], number: float) -> int:
-    # Rounding can carry number * total up to the total itself, and a token without weight must not be drawn.
+def cut(weights: Floats, params: SamplingParams, total: float) -> int:
+    """How many of some tokens top_p and min_p leave.
+
+    Args:
+        weights: likeliest first, maybe not all of them.
+        total: the sum of all weights.
+
+    Returns: at least 1; ``len(weights)`` also where tokens that are not among ``weights`` may stay.
+    """
+    count = len(weights)
+    if params.top_p < 1.0:
+        mass = np.cumsum(weights, dtype=np.float64)
+        count = min(count, 1 + int(np.searchsorted(mass, params.top_p * total)))
+    if params.min_p > 0.0:
+        count = min(count, int(np.searchsorted(-weights, -params.min_p * weights[0], side="right")))
+    return max(1, count)
+
+
+def _at(cumulative: NDArray[np.float64], target: float) -> tuple[int, float]:
+    """Where ``target`` falls, and how far beyond what lies before that place."""
+    # Rounding can carry the target up to the total itself, and a place without weight must not be drawn.
     last = int(np.searchsorted(cumulative, cumulative[-1]))
-    return min(int(np.searchsorted(cumulative, number * cumulative[-1], side="right")), last)
+    place = min(int(np.searchsorted(cumulative, target, side="right")), last)
+    return place, target - (float(cumulative[place - 1]) if place else 0.0)

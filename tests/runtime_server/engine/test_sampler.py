@@ -1,3 +1,4 @@
+from collections.abc import Sequence as Items
 from dataclasses import replace
 from typing import Any
 
@@ -5,51 +6,82 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from mantler.messages import SamplingParams
-from runtime_server.engine.sampler import SamplingRow, draw, kept, sample
+from runtime_server.engine.sampler import DEPTHS, Floats, Row, SamplingRow, cut, draw, kept, sample
 
 
-def naive_kept(weights: NDArray[np.float32], params: SamplingParams) -> list[int]:
-    """The definition, with a full sort."""
-    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
-    if params.top_k:
-        order = order[: params.top_k]
-    total = sum(float(weights[i]) for i in order)
-    nucleus, mass = [], 0.0
-    for i in order:
-        nucleus.append(i)
-        mass += float(weights[i])
+def naive_cut(weights: Items[float], params: SamplingParams, total: float) -> int:
+    """The definition: the nucleus is the shortest beginning with a share of ``top_p``; min_p looks at each token."""
+    nucleus, mass = 0, 0.0
+    for weight in weights:
+        nucleus += 1
+        mass += weight
         if params.top_p < 1 and mass >= params.top_p * total:
             break
-    floor = np.float32(params.min_p) * weights[order[0]]
-    return [i for i in nucleus if weights[i] >= floor]
+    return sum(weight >= params.min_p * weights[0] for weight in weights[:nucleus])
+
+
+def naive_kept(logits: Floats, params: SamplingParams) -> list[int]:
+    """The definition, with a full sort."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[: params.top_k or None]
+    every = np.exp((logits - logits.max()) * np.float32(1 / params.temperature))
+    weights = every[order]
+    total = float(weights.sum(dtype=np.float64) if params.top_k else every.sum())
+    return order[: naive_cut(weights.tolist(), params, total)]
+
+
+cuts = {
+    "top_p": st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.25, 0.01]),
+    "min_p": st.sampled_from([0.0, 0.01, 0.25, 0.5, 1.0]),
+}
 
 
 # Powers of two add up without rounding, so the definition and the fast way agree on every border.
-weights_strategy = st.lists(st.integers(0, 12).map(lambda e: 2.0**-e), min_size=1, max_size=600).map(
-    lambda values: np.array(values, np.float32)
+@given(
+    st.lists(st.integers(0, 12).map(lambda e: 2.0**-e), min_size=1, max_size=600),
+    st.builds(SamplingParams, **cuts),
+    st.sampled_from([0.0, 0.5]),
 )
-params_strategy = st.builds(
-    SamplingParams,
-    temperature=st.just(1.0),
-    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.25, 0.01]),
-    top_k=st.sampled_from([0, 1, 2, 40, 300, 10_000]),
-    min_p=st.sampled_from([0.0, 0.01, 0.25, 0.5, 1.0]),
+def test_cut_is_the_definition(weights: list[float], params: SamplingParams, rest: float) -> None:
+    weights.sort(reverse=True)
+    total = sum(weights) + rest
+    assert cut(np.array(weights, np.float32), params, total) == naive_cut(weights, params, total)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 2000),
+    st.sampled_from([0.0, 0.1, 3.0, 20.0]),
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.1, 0.7, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 1, 2, 40, 300, 10_000]),
+        **cuts,
+    ),
 )
+def test_kept_is_the_definition(seed: int, size: int, spread: float, params: SamplingParams) -> None:
+    logits = (np.random.default_rng(seed).standard_normal(size) * spread).round(1).astype(np.float32)
+    ids, weights = kept(Row(logits, params.temperature), params)
+    assert ids.tolist() == naive_kept(logits, params)
+    assert (np.diff(weights) <= 0).all()
+    for number in (0.0, 0.3, 1 - 2**-53):
+        assert draw(logits, params, number) in ids
 
 
-@given(weights_strategy, params_strategy)
-def test_kept_is_the_definition(weights: NDArray[np.float32], params: SamplingParams) -> None:
-    assert kept(weights, params).tolist() == naive_kept(weights, params)
+@pytest.mark.parametrize("deepest", range(len(DEPTHS)))
+def test_tokens_far_below_the_likeliest_are_found(deepest: int) -> None:
+    depths = [depth for depth in DEPTHS if depth < np.inf]
+    logits = np.array([0.0] + [-depth - 1 for depth in depths], np.float32)
+    ids, _ = kept(Row(logits, 1.0), SamplingParams(top_k=deepest + 1))
+    assert ids.tolist() == list(range(deepest + 1))
 
 
-@given(weights_strategy, params_strategy, st.floats(0, 1, exclude_max=True))
-def test_a_drawn_token_is_one_of_those_kept(
-    weights: NDArray[np.float32], params: SamplingParams, number: float
-) -> None:
-    assert draw(np.log(weights), params, number) in naive_kept(weights, params)
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_without_cuts_the_tokens_follow_by_id(size: int) -> None:
+    logits = np.zeros(size, np.float32)
+    for token in {0, size // 2, size - 1}:
+        assert draw(logits, SamplingParams(), (token + 0.5) / size) == token
 
 
 def test_draws_follow_the_distribution() -> None:
