@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import aclosing
 
@@ -33,6 +34,8 @@ MAX_STREAMS = 4096
 """RPCs that one connection may have open."""
 CLOSE_S = 5.0
 """Time for the last RPCs to end after their engines have stopped."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long an engine that comes back from its device waits for the interpreter while the event loop is busy."""
 
 
 class RuntimeFailure(Exception):  # noqa: N818 - what happened, not a mistake of the caller
@@ -136,6 +139,7 @@ async def serve(settings: RuntimeSettings, on_ready: Callable[[int], None] = lam
 
     Raises: :class:`RuntimeFailure` where the process should exit with an error.
     """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     loop = asyncio.get_running_loop()
     server = RuntimeServer(settings)
     signals = (signal.SIGTERM, signal.SIGINT)
