@@ -75,6 +75,9 @@ def request_to_proto(request: m.GenerateRequest) -> generation_pb2.GenerateReque
     message.stop.stop_strings.extend(stop.stop_strings)
     message.stop.stop_token_ids.extend(stop.stop_token_ids)
     message.stop.ignore_eos = stop.ignore_eos
+    message.priority = request.priority
+    if request.cache_salt is not None:
+        message.cache_salt = request.cache_salt
     return message
 
 
@@ -87,6 +90,8 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> m.GenerateReq
         prompt=_prompt_from_proto(message),
         sampling=_sampling_from_proto(message.sampling),
         stop=_stop_from_proto(message.stop),
+        priority=message.priority,
+        cache_salt=message.cache_salt if message.HasField("cache_salt") else None,
     )
 
 
@@ -178,6 +183,7 @@ def model_to_proto(model: m.ModelInfo) -> model_pb2.Model:
                 queue_length=deployment.queue_length,
                 kv_cache_bytes=deployment.kv_cache_bytes,
                 device=deployment.device,
+                profile=_profile_to_proto(deployment.profile),
             )
         )
     return message
@@ -195,6 +201,7 @@ def model_from_proto(message: model_pb2.Model) -> m.ModelInfo:
             queue_length=message.deployment.queue_length,
             kv_cache_bytes=message.deployment.kv_cache_bytes,
             device=message.deployment.device,
+            profile=_profile_from_proto(message.deployment.profile),
         )
     return m.ModelInfo(
         id=message.id,
@@ -229,15 +236,55 @@ def progress_from_proto(message: model_pb2.LoadModelResponse) -> m.LoadProgress:
     )
 
 
+def _profile_to_proto(profile: m.EngineProfile) -> model_pb2.EngineProfile:
+    return model_pb2.EngineProfile(
+        steps=[
+            model_pb2.StepProfile(
+                max_sequences=steps.max_sequences,
+                prompts=steps.prompts,
+                steps=steps.steps,
+                prompt_tokens=steps.prompt_tokens,
+                sampled_tokens=steps.sampled_tokens,
+                schedule_s=steps.schedule_s,
+                run_s=steps.run_s,
+                sample_s=steps.sample_s,
+                publish_s=steps.publish_s,
+            )
+            for steps in profile.steps
+        ],
+        cached_prompt_tokens=profile.cached_prompt_tokens,
+        preemptions=profile.preemptions,
+    )
+
+
+def _profile_from_proto(message: model_pb2.EngineProfile) -> m.EngineProfile:
+    return m.EngineProfile(
+        steps=tuple(
+            m.StepProfile(
+                max_sequences=steps.max_sequences,
+                prompts=steps.prompts,
+                steps=steps.steps,
+                prompt_tokens=steps.prompt_tokens,
+                sampled_tokens=steps.sampled_tokens,
+                schedule_s=steps.schedule_s,
+                run_s=steps.run_s,
+                sample_s=steps.sample_s,
+                publish_s=steps.publish_s,
+            )
+            for steps in message.steps
+        ),
+        cached_prompt_tokens=message.cached_prompt_tokens,
+        preemptions=message.preemptions,
+    )
+
+
 def _refuse_unsupported(message: generation_pb2.GenerateRequest) -> None:
     sampling = message.sampling
     refused = {
         "n": message.HasField("n") and message.n != 1,
         "logprobs": message.HasField("logprobs"),
         message.WhichOneof("constraint") or "constraint": message.WhichOneof("constraint") is not None,
-        "priority": message.priority != 0,
         "resume": message.HasField("resume"),
-        "cache_salt": message.HasField("cache_salt"),
         "presence_penalty": sampling.presence_penalty != 0,
         "frequency_penalty": sampling.frequency_penalty != 0,
         "repetition_penalty": sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1,

@@ -90,9 +90,13 @@ class GenerateRequest(_message.Message):
     grammar: _builtins.str
     """A Lark grammar."""
     priority: _builtins.int
-    """Requests with a higher priority are scheduled first. Default 0, range -100 to 100."""
+    """Requests with a lower priority are scheduled first. Default 0, range -100 to 100. A request that waits is
+    overtaken by a bounded number of later ones only.
+    """
     cache_salt: _builtins.str
-    """Separates prefix caches: prompts are shared only between requests with the same salt."""
+    """Separates prefix caches: computed prompts are shared only between requests with the same salt, and between those
+    without one. 1 to 256 characters.
+    """
     @_builtins.property
     def chat(self) -> _chat_pb2.ChatPrompt:
         """Messages, rendered with the model's chat template."""
@@ -491,7 +495,7 @@ class Started(_message.Message):
     prompt_tokens: _builtins.int
     """Length of the prompt in tokens."""
     cached_prompt_tokens: _builtins.int
-    """How many of them came out of the prefix cache."""
+    """How many of them are known to come out of the prefix cache. Finished has the final number, which may be higher."""
     fingerprint: _builtins.str
     """Changes when weights, quantisation or engine change."""
     def __init__(

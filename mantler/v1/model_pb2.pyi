@@ -143,6 +143,7 @@ class Deployment(_message.Message):
     QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     max_request_tokens: _builtins.int
     """Tokens that one request may hold here, prompt and output together."""
     slots: _builtins.int
@@ -154,6 +155,10 @@ class Deployment(_message.Message):
     """Bytes reserved for keys and values."""
     device: _builtins.str
     """For example `cpu`."""
+    @_builtins.property
+    def profile(self) -> Global___EngineProfile:
+        """What the engine has done since the model was loaded."""
+
     def __init__(
         self,
         *,
@@ -164,14 +169,96 @@ class Deployment(_message.Message):
         queue_length: _builtins.int = ...,
         kv_cache_bytes: _builtins.int = ...,
         device: _builtins.str = ...,
+        profile: Global___EngineProfile | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "kv_cache_bytes", b"kv_cache_bytes", "max_request_tokens", b"max_request_tokens", "queue_capacity", b"queue_capacity", "queue_length", b"queue_length", "slots", b"slots", "slots_used", b"slots_used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "kv_cache_bytes", b"kv_cache_bytes", "max_request_tokens", b"max_request_tokens", "profile", b"profile", "queue_capacity", b"queue_capacity", "queue_length", b"queue_length", "slots", b"slots", "slots_used", b"slots_used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class EngineProfile(_message.Message):
+    """EngineProfile says where the time of an engine's steps went. Its numbers only grow while the model is loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    cached_prompt_tokens: _builtins.int
+    """Tokens of prompts that came out of the prefix cache."""
+    preemptions: _builtins.int
+    """How often a request gave its memory up to another one and was computed again."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepProfile]:
+        """Steps by their size, small ones first."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___StepProfile] | None = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "preemptions", b"preemptions", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineProfile: _TypeAlias = EngineProfile  # noqa: Y015
+
+@_typing.final
+class StepProfile(_message.Message):
+    """StepProfile sums over the steps that had a similar number of sequences."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLED_TOKENS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_S_FIELD_NUMBER: _builtins.int
+    RUN_S_FIELD_NUMBER: _builtins.int
+    SAMPLE_S_FIELD_NUMBER: _builtins.int
+    PUBLISH_S_FIELD_NUMBER: _builtins.int
+    max_sequences: _builtins.int
+    """A power of two: the steps had as many sequences at most, and more than half as many."""
+    prompts: _builtins.bool
+    """Whether the steps computed parts of prompts, or decoded only."""
+    steps: _builtins.int
+    prompt_tokens: _builtins.int
+    """Tokens of prompts that were computed."""
+    sampled_tokens: _builtins.int
+    schedule_s: _builtins.float
+    """Seconds spent on choosing what runs, on the device, on drawing tokens, and on handing them over."""
+    run_s: _builtins.float
+    sample_s: _builtins.float
+    publish_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        max_sequences: _builtins.int = ...,
+        prompts: _builtins.bool = ...,
+        steps: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        sampled_tokens: _builtins.int = ...,
+        schedule_s: _builtins.float = ...,
+        run_s: _builtins.float = ...,
+        sample_s: _builtins.float = ...,
+        publish_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_sequences", b"max_sequences", "prompt_tokens", b"prompt_tokens", "prompts", b"prompts", "publish_s", b"publish_s", "run_s", b"run_s", "sample_s", b"sample_s", "sampled_tokens", b"sampled_tokens", "schedule_s", b"schedule_s", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepProfile: _TypeAlias = StepProfile  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

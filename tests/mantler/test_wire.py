@@ -50,7 +50,16 @@ stops = st.builds(
     ignore_eos=st.booleans(),
 )
 ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=128)
-requests = st.builds(m.GenerateRequest, ids, st.text(min_size=1, max_size=9), prompts, sampling, stops)
+requests = st.builds(
+    m.GenerateRequest,
+    ids,
+    st.text(min_size=1, max_size=9),
+    prompts,
+    sampling,
+    stops,
+    st.integers(-100, 100),
+    st.none() | st.text(min_size=1, max_size=9),
+)
 
 usages = st.builds(m.Usage, counts, counts, counts)
 bodies = st.one_of(
@@ -59,7 +68,12 @@ bodies = st.one_of(
     st.builds(m.Finished, st.sampled_from(m.FinishReason), usages, st.none() | texts, st.none()),
     st.builds(m.Finished, st.sampled_from(m.FinishReason), usages, st.none(), st.none() | uint32),
 )
-deployments = st.builds(m.Deployment, counts, counts, counts, counts, counts, st.integers(0, 2**63), texts)
+seconds = st.floats(0, 1e9)
+step_profiles = st.builds(
+    m.StepProfile, counts, st.booleans(), counts, counts, counts, seconds, seconds, seconds, seconds
+)
+profiles = st.builds(m.EngineProfile, st.lists(step_profiles, max_size=3).map(tuple), counts, counts)
+deployments = st.builds(m.Deployment, counts, counts, counts, counts, counts, st.integers(0, 2**63), texts, profiles)
 models = st.builds(
     m.ModelInfo,
     id=texts,
@@ -121,9 +135,7 @@ UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("regex", {"regex": "a"}),
     ("grammar", {"grammar": "a"}),
     ("choice", {"choice": {"values": ["a"]}}),
-    ("priority", {"priority": 1}),
     ("resume", {"resume": {}}),
-    ("cache_salt", {"cache_salt": "s"}),
     ("presence_penalty", {"sampling": {"presence_penalty": 1}}),
     ("frequency_penalty", {"sampling": {"frequency_penalty": 1}}),
     ("repetition_penalty", {"sampling": {"repetition_penalty": 2}}),
@@ -150,6 +162,8 @@ def test_what_is_not_supported_yet_is_refused_by_name(param: str, fields: dict[s
         ("prompt", generation_pb2.GenerateRequest(request_id="r", model="x")),
         ("request_id", generation_pb2.GenerateRequest(model="x", text="a")),
         ("model", generation_pb2.GenerateRequest(request_id="r", text="a")),
+        ("priority", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", priority=101)),
+        ("cache_salt", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", cache_salt="")),
         ("messages", generation_pb2.GenerateRequest(request_id="r", model="x", chat=chat_pb2.ChatPrompt())),
         ("messages[0].role", generation_pb2.GenerateRequest(request_id="r", model="x", chat={"messages": [{}]})),  # type: ignore[arg-type]
     ],
