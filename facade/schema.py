@@ -15,7 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from facade.options import MESSAGE_NO_OPS, NO_OPS, refuse
 from mantler.errors import ErrorCode, MantlerError, invalid, unsupported
-from mantler.messages import MAX_MESSAGES, ChatMessage, ChatPrompt, GenerateRequest, Role, SamplingParams, StopParams
+from mantler.messages import (
+    MAX_MESSAGES,
+    MAX_PRIORITY,
+    ChatMessage,
+    ChatPrompt,
+    GenerateRequest,
+    Role,
+    SamplingParams,
+    StopParams,
+)
 
 MAX_STOP_STRINGS = 4
 _INT64 = 2**63
@@ -64,6 +73,8 @@ class ChatBody(_Body):
     stop: str | list[Any] | None = None
     stop_token_ids: list[int] | None = Field(None, fail_fast=True)
     ignore_eos: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
     # They change nothing in the answer: who asks, and how the client files it.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -122,6 +133,8 @@ def to_generate_request(body: ChatBody, request_id: str) -> GenerateRequest:
         prompt=ChatPrompt(tuple(_turn(f"messages[{i}]", turn) for i, turn in enumerate(body.messages))),
         sampling=_sampling(body),
         stop=_stop(body),
+        priority=_priority(body),
+        cache_salt=body.cache_salt,
     )
 
 
@@ -205,6 +218,14 @@ def _stop(body: ChatBody) -> StopParams:
         stop_token_ids=tuple(body.stop_token_ids or ()),
         **_set(given),
     )
+
+
+def _priority(body: ChatBody) -> int:
+    priority = body.priority or 0
+    # Clients outside may stand back for others, not push ahead of them.
+    if not 0 <= priority <= MAX_PRIORITY:
+        raise invalid("priority", f"must be between 0 and {MAX_PRIORITY}, got {priority}.")
+    return priority
 
 
 def _set(given: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 from aiohttp import web
 
 from facade.answer import encode_json, json_answer
 from facade.auth import authenticate, require_model
 from facade.body import read_json_body
+from facade.cache_salt import cache_salt
 from facade.errors import error_object, public_error
 from facade.exchange import EXCHANGE, Exchange
 from facade.limits import Reservation, reserve
@@ -59,7 +61,8 @@ async def _complete(request: web.Request, key: KeyRecord, stream: EventStream) -
     settings = services.settings
     body = parse_chat_body(await read_json_body(request, settings.max_body_mb * 2**20))
     exchange.model = body.model
-    wanted = to_generate_request(body, exchange.request_id)
+    asked = to_generate_request(body, exchange.request_id)
+    wanted = replace(asked, cache_salt=cache_salt(key, asked.cache_salt))
     require_model(key, body.model)
     with reserve(services.limiter, key, exchange) as reservation:
         try:

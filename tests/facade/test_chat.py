@@ -99,12 +99,36 @@ async def test_every_option_reaches_the_runtime(facade: Facade) -> None:
         "stop": ["x", "y"],
         "stop_token_ids": [5],
         "ignore_eos": True,
+        "priority": 3,
     }
     status, _, _ = await facade.post(chat(**fields))
     assert status == 200
     request = facade.runtime.requests[0]
     assert request.sampling == m.SamplingParams(0.5, 0.25, 7, 0.125, 2**64 - 1)
     assert request.stop == m.StopParams(20, 2, ("x", "y"), (5,), True)
+    assert request.priority == 3
+
+
+async def test_prompts_are_shared_within_a_key_and_a_salt(facade: Facade) -> None:
+    for salt in (None, None, "a", "b", "a"):
+        await facade.post(chat(cache_salt=salt))
+    salts = [request.cache_salt for request in facade.runtime.requests]
+    assert None not in salts
+    assert salts[0] == salts[1]
+    assert salts[2] == salts[4]
+    assert len(set(salts)) == 3
+
+
+async def test_cached_tokens_are_told(facade: Facade) -> None:
+    async def cached(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
+        yield m.Started(request.model, 40, 16)
+        yield m.Finished(m.FinishReason.STOP, m.Usage(40, 0, 32))
+
+    facade.runtime.script = cached
+    _, body, _ = await facade.post(chat())
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
+    data, _ = await facade.stream(chat(stream_options={"include_usage": True}))
+    assert json.loads(data[-2])["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
 
 
 async def test_every_role_and_text_parts(facade: Facade) -> None:
