@@ -155,14 +155,23 @@ class RuntimeSettings(Settings):
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 means one per physical core.")
     max_batch: int = Field(32, ge=1, le=1024, description="Requests that run at the same time, per model.")
-    max_queue: int = Field(128, ge=0, le=100_000, description="Requests that may wait for a slot, per model.")
+    max_queue: int = Field(128, ge=0, le=100_000, description="Requests that may wait for a place, per model.")
     max_request_tokens: int = Field(
-        0, ge=0, le=2**24, description="Prompt and output of one request together; 0 takes what the memory allows."
+        0, ge=0, le=2**24, description="Prompt and output of one request together; 0 takes what model and memory allow."
     )
     kv_memory_mb: int = Field(
-        0, ge=0, le=2**24, description="Memory for keys and values in MB, per model; 0 takes 40 % of what is free."
+        0,
+        ge=0,
+        le=2**24,
+        description="Memory for keys and values in MB, per model; 0 takes what max_batch full requests need, but no more "
+        "than 40 % of what is free.",
     )
-    prefill_chunk: int = Field(128, ge=16, le=4096, description="Prompt tokens that are computed in one step.")
+    prefill_chunk: int = Field(
+        128,
+        ge=16,
+        le=4096,
+        description="Prompt tokens in one step; four times as many while nobody waits for a next token.",
+    )
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="How long running requests may finish after SIGTERM, in seconds."
     )
