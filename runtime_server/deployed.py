@@ -17,7 +17,7 @@ from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
 from runtime_server.engine.kv_plan import KvPlan, plan_kv
-from runtime_server.engine.scheduler import Scheduler, max_step_tokens
+from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.tokenizer import Tokenizer
@@ -162,7 +162,6 @@ def deploy(
         folder,
         config,
         blocks=plan.blocks,
-        max_step_tokens=max_step_tokens(settings.max_batch, settings.prefill_chunk),
         max_batch=settings.max_batch,
         threads=settings.threads,
     )

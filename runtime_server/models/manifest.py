@@ -18,7 +18,7 @@ from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Counts changes after which a stored model must be converted again."""
 
 
