@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kSegment = kSegmentBlocks * kBlockTokens;
 constexpr int kMaxVectors = 16;  // head_dim 256
+constexpr int kAhead = 2;        // blocks between the one that is read and the one that is fetched
 
 int64_t block_offset(const Geometry& g, int64_t block, int64_t kv_head) {
   return ((block * g.layers + g.layer) * g.kv_heads + kv_head) * 2 * kBlockTokens * g.head_dim;
@@ -37,12 +38,21 @@ struct Gathered {
 
 template <int count>
 MANTLER_INLINE void scores_of_block(const Geometry& g, const float* const (&queries)[count], const uint16_t* keys,
-                                    F32 (&scores)[count]) {
-  for (int q = 0; q < count; ++q) scores[q] = F32{};
-  for (int64_t d = 0; d < g.head_dim; ++d) {
-    const F32 key = load_half(keys + d * kBlockTokens);
-    for (int q = 0; q < count; ++q) scores[q] = fma(splat(queries[q][d]), key, scores[q]);
+                                    const uint16_t* later_keys, F32 (&scores)[count]) {
+  // Two sums each, since an addition waits for the one before it.
+  F32 even[count], odd[count];
+  for (int q = 0; q < count; ++q) even[q] = odd[q] = F32{};
+  for (int64_t d = 0; d < g.head_dim; d += 2) {
+    // One cache line each: the keys of a later block, and the values that this block's keys stand before.
+    __builtin_prefetch(later_keys + d * kBlockTokens);
+    __builtin_prefetch(keys + (g.head_dim + d) * kBlockTokens);
+    const F32 first = load_half(keys + d * kBlockTokens), second = load_half(keys + (d + 1) * kBlockTokens);
+    for (int q = 0; q < count; ++q) {
+      even[q] = fma(splat(queries[q][d]), first, even[q]);
+      odd[q] = fma(splat(queries[q][d + 1]), second, odd[q]);
+    }
   }
+  for (int q = 0; q < count; ++q) scores[q] = even[q] + odd[q];
 }
 
 // Sums of weighted values of one segment, four vectors of the head at a time.
@@ -95,8 +105,11 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
       const int64_t first = start + block * kBlockTokens;
       const uint16_t* keys = cache + block_offset(g, table[first / kBlockTokens], kv_head);
       values[block] = keys + kBlockTokens * g.head_dim;
+      const int64_t later = first / kBlockTokens + kAhead;
+      const bool is_there = later * kBlockTokens <= last;
+      const uint16_t* later_keys = is_there ? cache + block_offset(g, table[later], kv_head) : keys;
       F32 scores[count];
-      scores_of_block<count>(g, queries, keys, scores);
+      scores_of_block<count>(g, queries, keys, later_keys, scores);
       for (int q = 0; q < count; ++q) {
         F32 score = scores[q] * splat(g.scale);
         const F32 position = lanes + splat(static_cast<float>(first));

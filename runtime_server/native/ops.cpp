@@ -179,8 +179,8 @@ struct Attention final : Kernel {
     for (const auto& [name, value] : numbers) MANTLER_TRY(read_attribute(calls, info, name, value));
     MANTLER_TRY(calls.attribute(info, "scale", &g.scale));
     MANTLER_TRY(calls.attribute(info, "epsilon", &g.epsilon));
-    if (g.head_dim % (2 * kLanes) || g.head_dim < 1 || g.head_dim > 256)
-      return calls.error("head_dim must be a multiple of 32, at most 256");
+    if (g.head_dim % kLanes || g.head_dim < 1 || g.head_dim > 256)
+      return calls.error("head_dim must be a multiple of 16, at most 256");
     return g.kv_heads < 1 || g.heads % g.kv_heads ? calls.error("heads must be a multiple of kv_heads") : nullptr;
   }
 

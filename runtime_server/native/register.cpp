@@ -1,4 +1,6 @@
 // Registers the operators that were compiled for the best instruction set of this processor.
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "ort_abi.h"
@@ -19,23 +21,37 @@ namespace {
 
 struct Isa {
   const char* name;
+  bool there;
   std::vector<const ort::CustomOp*> (*ops)();
 };
 
-Isa best() {
+// The first that this processor has, or the one that MANTLER_INSTRUCTION_SET names if it has that.
+const Isa& chosen() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
-    return {"avx512_vnni", avx512::ops};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", avx2::ops};
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vnni");
+  static const Isa all[] = {{"avx512_vnni", has_avx512, avx512::ops},
+                            {"avx2", has_avx2, avx2::ops},
+                            {"baseline", true, baseline::ops}};
+#else
+  static const Isa all[] = {{"baseline", true, baseline::ops}};
 #endif
-  return {"baseline", baseline::ops};
+  const char* wish = std::getenv("MANTLER_INSTRUCTION_SET");
+  const Isa* best = nullptr;
+  for (const Isa& isa : all) {
+    if (!isa.there) continue;
+    if (wish && std::strcmp(wish, isa.name) == 0) return isa;
+    if (!best) best = &isa;
+  }
+  return *best;
 }
 
 }  // namespace
 
-MANTLER_EXPORT const char* mantler_instruction_set() { return best().name; }
+MANTLER_EXPORT const char* mantler_instruction_set() { return chosen().name; }
 
 MANTLER_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   const ort::Calls calls(base->get_api(ort::kVersion));
@@ -43,7 +59,7 @@ MANTLER_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, cons
   static ort::CustomOpDomain* domain = nullptr;
   if (!domain) {
     if (ort::Status* failed = calls.create_domain("mantler", &domain)) return failed;
-    for (const ort::CustomOp* op : best().ops())
+    for (const ort::CustomOp* op : chosen().ops())
       if (ort::Status* failed = calls.add_op(domain, op)) return failed;
   }
   return calls.add_domain(options, domain);

@@ -37,8 +37,7 @@ MANTLER_INLINE U8 load_bytes(const uint8_t* from) {
 
 MANTLER_INLINE void store(float* to, F32 value) { std::memcpy(to, &value, sizeof value); }
 
-MANTLER_INLINE F32 splat(float value) { return F32{} + value; }
-MANTLER_INLINE I32 splat(int32_t value) { return I32{} + value; }
+MANTLER_INLINE F32 splat(float v) { return F32{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
 
 MANTLER_INLINE F32 fma(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
@@ -94,20 +93,29 @@ MANTLER_INLINE uint16_t float_to_half(float value) {
 #endif
 }
 
+// Halves are added to each other until one number is left.
 MANTLER_INLINE float sum_lanes(F32 value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(reinterpret_cast<__m512>(value));
+#else
   float lanes[kLanes];
   store(lanes, value);
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+#endif
 }
 
 MANTLER_INLINE float max_lanes(F32 value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(reinterpret_cast<__m512>(value));
+#else
   float lanes[kLanes];
   store(lanes, value);
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   return lanes[0];
+#endif
 }
 
 // e^x within two units in the last place; 0 for x below -87.
