@@ -1,7 +1,7 @@
 """Who may share computed prompts with whom.
 
-An answer that begins sooner because a stranger asked the same tells on them, so nobody shares beyond their tenant. A key
-has no org above it yet: it is its own tenant.
+An answer that begins sooner because a stranger asked the same tells on them, so nobody shares beyond their tenant. A
+key has no org above it yet: it is its own tenant.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ class RuntimeSettings(Settings):
         0,
         ge=0,
         le=2**24,
-        description="Memory for keys and values in MB, per model; 0 takes what max_batch full requests need, but no more "
-        "than 40 % of what is free.",
+        description="Memory for keys and values in MB, per model; 0 takes what max_batch full requests need, but no "
+        "more than 40 % of what is free.",
     )
     prefill_chunk: int = Field(
         128,

@@ -14,7 +14,8 @@ from mantler.cli import checks, ports, probe
 from mantler.cli.checks import Finding, Status
 from mantler.cli.commands import Command
 from mantler.cli.errors import EXIT_FAILED, BadUsage
-from mantler.cli.options import json_option, settings_options
+from mantler.cli.options import json_option, option, settings_options
+from mantler.cli.profile import show_profile
 from mantler.cli.settings import read
 from mantler.cli.terminal import print_json, style
 from mantler.config import FacadeSettings, RuntimeSettings
@@ -23,6 +24,12 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
 
 @click.command(cls=Command)
+@option(
+    "--profile",
+    env="MANTLER_PROFILE",
+    help="Instead of checking, ask the running runtime where its steps spend their time.",
+    is_flag=True,
+)
 @json_option
 @settings_options(
     RuntimeSettings,
@@ -34,7 +41,7 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
         "model": "Id of a model that should be stored; may be given several times.",
     },
 )
-def doctor(json: bool, flags: dict[str, object]) -> None:
+def doctor(profile: bool, json: bool, flags: dict[str, object]) -> None:
     """Look for what is wrong.
 
     It checks versions, ONNX Runtime, memory, disk, ports, models and keys, each with a hint.
@@ -45,7 +52,11 @@ def doctor(json: bool, flags: dict[str, object]) -> None:
     Examples:
       mantler doctor
       mantler doctor --json | jq '.[] | select(.status != "ok")'
+      mantler doctor --profile --runtime 127.0.0.1:50051
     """
+    if profile:
+        show_profile(read(RuntimeSettings, flags).runtime, json)
+        return
     findings = [finding for check in _checks(flags) for finding in check]
     if json:
         print_json([{**asdict(finding), "status": finding.status.value} for finding in findings])

@@ -76,7 +76,7 @@ def remove(ids: tuple[str, ...], flags: dict[str, object]) -> None:
 
 
 def _show_remote(address: str, json: bool) -> None:
-    infos = asyncio.run(_ask(address))
+    infos = asyncio.run(ask(address))
     if json:
         print_json([_info_as_json(info) for info in infos])
     elif infos:
@@ -87,7 +87,8 @@ def _show_remote(address: str, json: bool) -> None:
         note(f"The runtime at {address} has no models.")
 
 
-async def _ask(address: str) -> list[ModelInfo]:
+async def ask(address: str) -> list[ModelInfo]:
+    """The models of the machine whose runtime is at ``address``. Raises ``CliError``."""
     from mantler.client import RuntimeClient
     from mantler.errors import ErrorCode, MantlerError
 

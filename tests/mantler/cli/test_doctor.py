@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ import pytest
 from mantler.cli import checks, ports
 from mantler.cli.checks import Status
 from mantler.cli.errors import CliError
+from mantler.messages import Deployment, EngineProfile, StepProfile
+from tests.fake_runtime import FakeRuntime
 from tests.mantler.cli.conftest import Mantler
 
 
@@ -159,3 +165,63 @@ async def test_a_facade_that_answers_nonsense_does_not_serve() -> None:
     async with server:
         host, port = server.sockets[0].getsockname()
         assert not await facade_serves(f"{host}:{port}")
+
+
+PROFILE = EngineProfile(
+    (
+        StepProfile(1, True, 2, 300, 1, 0.001, 0.08, 0.001, 0.001),
+        StepProfile(16, False, 100, 0, 1600, 0.005, 1.3, 0.02, 0.015),
+    ),
+    cached_prompt_tokens=128,
+    preemptions=3,
+)
+
+
+@pytest.fixture
+def profiled() -> Iterator[str]:
+    """The address of a runtime in a thread, whose model has run some steps."""
+    started, stopped = threading.Event(), threading.Event()
+    addresses: list[str] = []
+
+    async def serve() -> None:
+        async with FakeRuntime() as runtime:
+            idle = Deployment(8192, 16, 0, 128, 0, 10**8, "cpu")
+            known = runtime.models
+            known["smollm2:135m"] = replace(known["smollm2:135m"], deployment=replace(idle, profile=PROFILE))
+            known["org/other:tag"] = replace(known["org/other:tag"], deployment=idle)
+            addresses.append(runtime.address)
+            started.set()
+            await asyncio.to_thread(stopped.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert started.wait(30)
+    yield addresses[0]
+    stopped.set()
+    thread.join()
+
+
+def test_a_profile_shows_where_a_step_goes(mantler: Mantler, profiled: str) -> None:
+    result = mantler("doctor", "--profile", "--runtime", profiled)
+    assert result.code == 0, result.err
+    header, *rows = result.out.splitlines()
+    assert header.split()[:3] == ["requests", "doing", "steps"]
+    assert re.split(r"  +", rows[1]) == [
+        "9–16", "decoding", "100", "0", "1600", "0.05 ms", "13.00 ms", "0.20 ms", "0.15 ms", "3.0%",
+    ]  # fmt: skip
+    assert "300 were computed and 128 cached" in result.err
+    assert "3 times" in result.err
+
+
+def test_a_profile_is_json_for_scripts(mantler: Mantler, profiled: str) -> None:
+    result = mantler("doctor", "--profile", "--runtime", profiled, "--json")
+    busy = next(model for model in json.loads(result.out) if model["model"] == "smollm2:135m")
+    assert (busy["cached_prompt_tokens"], busy["preemptions"]) == (128, 3)
+    assert busy["steps"][1]["run_s"] == 1.3
+    assert busy["steps"][1]["outside_run_share"] == pytest.approx(0.0299, abs=1e-3)
+
+
+def test_a_profile_of_nobody_is_an_error(mantler: Mantler) -> None:
+    result = mantler("doctor", "--profile")
+    assert result.code == 1
+    assert "hint: `mantler up` starts a runtime" in result.err
