@@ -39,6 +39,7 @@ from bench.record import Record, Results
 from bench.report import number, write
 from bench.stream import Stream
 from bench.workloads import Plan, Serving, Workload
+from runtime_server.models.errors import PullError
 
 SERVERS = ("mantler", "llama-server", "openvino", "openvino-inprocess")
 QUICK = Plan(concurrency=(1, 4), requests_per_stream=1, long_prompts=1, prefixes=1, mixed_streams=4)
@@ -139,6 +140,8 @@ def main() -> None:
     except KeyboardInterrupt:
         interrupted = True
         console.print("[yellow]interrupted: what was measured is kept[/]")
+    except PullError as error:
+        sys.exit(f"{error.message} hint: {error.hint}")
     except subprocess.SubprocessError as error:
         sys.exit(f"{error}")
     results = benchmark.results

@@ -21,6 +21,8 @@ import psutil
 STOP_S = 45.0
 START_S = 300.0
 _POLL_S = 0.1
+_KILLED_S = 10.0
+"""What is killed and not gone by then waits for a device."""
 _SAMPLE_S = 0.2
 _TAIL_LINES = 20
 
@@ -69,19 +71,20 @@ def child(
 
 def _end(process: subprocess.Popen[str], stop_s: float) -> None:
     """Whatever happens here, Ctrl-C included, nothing of the process is left."""
-    family = tree(process.pid)
+    below = tree(process.pid)[1:]
     try:
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(stop_s)
     finally:
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for member in below:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait()
+        psutil.wait_procs(below, _KILLED_S)
 
 
 def tree(pid: int) -> list[psutil.Process]:
