@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto docs ghz load bench clean
+.PHONY: help up test check lint types layers proto docs ghz load bench bench-peers serving soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -23,7 +23,10 @@ help: ## Show this list
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
 	@echo "make docs    write the generated parts of README.md and docs/: help texts, settings, errors"
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
-	@echo "make bench   measure a running facade, or any OpenAI-compatible server; ARGS='--key mk_live_... --url http://...'"
+	@echo "make bench   measure Mantler and its peers, one after the other; ARGS=--quick to see whether everything works"
+	@echo "make bench-peers  build llama-server and install OpenVINO GenAI for make bench, from the package index"
+	@echo "make serving measure a running facade, or any OpenAI-compatible server; ARGS='--key mk_live_... --url http://...'"
+	@echo "make soak    a mixed load of 30 minutes on mantler up, then checks; ARGS='--minutes 1'"
 	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
 
 up: $(VENV)/.installed-cpu
@@ -53,8 +56,17 @@ docs: $(VENV)/.installed-dev
 
 ghz: $(GHZ)
 
-bench: $(VENV)/.installed-cpu
-	$(BIN)/python bench/serving.py $(ARGS)
+bench: $(VENV)/.installed-cpu $(VENV)/.installed-bench
+	@exec $(BIN)/python -m bench.compare $(ARGS)
+
+bench-peers: $(VENV)/.created
+	@exec $(BIN)/python -m bench.get_peers $(ARGS)
+
+serving: $(VENV)/.installed-cpu
+	@exec $(BIN)/python -m bench.serving $(ARGS)
+
+soak: $(VENV)/.installed-cpu $(VENV)/.installed-bench
+	@exec $(BIN)/python -m bench.soak $(ARGS)
 
 load: $(GHZ)
 	$(PYTHON) bench/ghz/run.py --ghz $(GHZ) --runtime $(RUNTIME) --model $(MODEL) $(ARGS)
