@@ -12,13 +12,14 @@ from mantler.config import RuntimeSettings
 from mantler.errors import invalid
 from mantler.memory import available_bytes
 from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
-from runtime_server.backends.cpu import BLOCK_TOKENS, CpuBackend, kv_bytes_per_token
+from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
 from runtime_server.engine.kv_plan import KvPlan, plan_kv
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
+from runtime_server.models.graph import BLOCK_TOKENS
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.tokenizer import Tokenizer
 

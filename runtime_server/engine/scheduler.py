@@ -56,11 +56,6 @@ class Sampled:
     finish: FinishReason | None
 
 
-def max_step_tokens(max_batch: int, prefill_chunk: int) -> int:
-    """Tokens of the largest step: a decode for everyone and a chunk, or nothing but chunks."""
-    return max(max_batch + prefill_chunk, IDLE_CHUNKS * prefill_chunk)
-
-
 class Scheduler:
     """Queue, blocks and running sequences of one model.
 

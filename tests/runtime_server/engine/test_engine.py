@@ -13,7 +13,7 @@ from runtime_server.backends.base import Chunk
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
-from runtime_server.engine.scheduler import Scheduler, max_step_tokens
+from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
 from tests.fake_backend import VOCAB_SIZE, FakeBackend, continuation
 
@@ -34,7 +34,7 @@ async def running_engine(
     blocks: int = 200,
     before_step: Callable[[Items[Chunk]], None] = lambda chunks: None,
 ) -> AsyncIterator[tuple[Engine, FakeBackend]]:
-    backend = FakeBackend(blocks=blocks, max_step_tokens=max_step_tokens(max_batch, 16), before_step=before_step)
+    backend = FakeBackend(blocks=blocks, max_step_tokens=4 * 16, before_step=before_step)
     pool = BlockPool(backend.blocks, backend.block_tokens)
     scheduler = Scheduler(pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=16)
     engine = Engine(backend, scheduler, name="fake", loop=asyncio.get_running_loop())

@@ -9,7 +9,7 @@ from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import FinishReason, SamplingParams
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.sampler import sample
-from runtime_server.engine.scheduler import OVERTAKES, Sampled, Scheduler, Step, max_step_tokens
+from runtime_server.engine.scheduler import IDLE_CHUNKS, OVERTAKES, Sampled, Scheduler, Step
 from runtime_server.engine.sequence import Sequence
 from tests.fake_backend import FakeBackend, continuation
 
@@ -45,7 +45,8 @@ class Machine:
         self.max_batch, self.chunk = max_batch, chunk
         self.pool = BlockPool(blocks, BLOCK)
         self.scheduler = Scheduler(self.pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)
-        self.backend = FakeBackend(blocks=blocks, block_tokens=BLOCK, max_step_tokens=max_step_tokens(max_batch, chunk))
+        largest = max(max_batch + chunk, IDLE_CHUNKS * chunk)
+        self.backend = FakeBackend(blocks=blocks, block_tokens=BLOCK, max_step_tokens=largest)
 
     def add(self, *items: Sequence) -> None:
         for item in items:
