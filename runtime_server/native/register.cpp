@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ort_abi.h"
+#include "processor.h"
 
 static_assert(offsetof(ort::CustomOp, create_kernel_v2) == 17 * sizeof(void*), "the layout of onnxruntime_c_api.h");
 
@@ -28,13 +29,8 @@ struct Isa {
 // The first that this processor has, or the one that MANTLER_INSTRUCTION_SET names if it has that.
 const Isa& chosen() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vnni");
-  static const Isa all[] = {{"avx512_vnni", has_avx512, avx512::ops},
-                            {"avx2", has_avx2, avx2::ops},
+  static const Isa all[] = {{"avx512_vnni", processor::has_avx512_vnni(), avx512::ops},
+                            {"avx2", processor::has_avx2(), avx2::ops},
                             {"baseline", true, baseline::ops}};
 #else
   static const Isa all[] = {{"baseline", true, baseline::ops}};
