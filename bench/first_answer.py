@@ -61,7 +61,7 @@ def key_of(lines: Iterator[str]) -> str:
 
 def ask(http: str, key: str) -> str:
     """The answer to the question that `mantler up` shows."""
-    question = {"role": "user", "content": "What is the capital of France?"}
+    question = {"role": "user", "content": "Why is the sky blue?"}
     body = {"model": "smollm2:135m", "temperature": 0, "messages": [question]}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"http://{http}/v1/chat/completions", json.dumps(body).encode(), headers)

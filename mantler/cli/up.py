@@ -24,7 +24,7 @@ from mantler.cli.terminal import note, style
 from mantler.config import FacadeSettings, RuntimeSettings, UpSettings, split_address
 
 EXIT_KILLED = 130
-_QUESTION = {"role": "user", "content": "What is the capital of France?"}
+_QUESTION = {"role": "user", "content": "Why is the sky blue?"}
 _STOP_MARGIN_S = 10.0
 """Time beyond the drain timeout before a process that does not stop is killed."""
 
