@@ -1,7 +1,7 @@
 """Gets the benchmark's peers from the package index into .cache/peers; `make bench-peers` runs it.
 
 llama-server is built from the sources of llama.cpp that the source distribution of llama-cpp-python holds; that takes
-a C++ compiler, and ten to thirty minutes on two cores. OpenVINO GenAI gets a virtual environment. What is there already
+a C++ compiler, and about half an hour on two cores. OpenVINO GenAI gets a virtual environment. What is there already
 is left as it is; remove .cache/peers to begin anew. It needs the standard library only.
 
 Examples:
