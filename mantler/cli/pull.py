@@ -26,7 +26,7 @@ from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYT
 @option(
     "--quantization",
     env="MANTLER_PULL_QUANTIZATION",
-    help="int8 is the fastest, int8-block closer to the original, fp32 exact.",
+    help="int8 keeps 4-bit weights as they are and rounds others to 8 bits; fp32 keeps all, four times as large.",
     shown_default=DEFAULT_QUANTIZATION,
     type=OneOf(tuple(STORED_BYTES)),
     default=DEFAULT_QUANTIZATION,

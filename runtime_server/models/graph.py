@@ -116,8 +116,12 @@ class _Decoder:
         embed = pack(self._weights.load("embed"), self._quantization)
         table = nodes.constant("embed", embed.data)
         hidden = nodes.native(
-            "MantlerEmbedding", ["input_ids", table], "embedding",
-            bits=embed.bits, in_features=embed.in_features, out_features=embed.out_features,
+            "MantlerEmbedding",
+            ["input_ids", table],
+            "embedding",
+            bits=embed.bits,
+            in_features=embed.in_features,
+            out_features=embed.out_features,
         )
         for layer in range(config.layers):
             hidden = self._layer(f"layers.{layer}", layer, hidden)

@@ -77,7 +77,9 @@ def four_bits(blocks: NDArray[np.float32]) -> Blocks | None:
     return None
 
 
-def _levels(blocks: NDArray[np.float32], scales: NDArray[np.float32], offsets: NDArray[np.float32]) -> NDArray[np.float32]:
+def _levels(
+    blocks: NDArray[np.float32], scales: NDArray[np.float32], offsets: NDArray[np.float32]
+) -> NDArray[np.float32]:
     divisors = np.where(scales == 0, np.float32(1), scales)
     levels: NDArray[np.float32] = np.rint((blocks - offsets[:, None]) / divisors[:, None]).clip(0, _LEVELS)
     return levels
