@@ -131,6 +131,9 @@ class Scheduler:
         self._decode(step)
         if len(step.chunks) < len(self._running):
             self._prefill(step)
+        if self._running and not step.chunks:
+            # The first in rank decodes, taking blocks where it must, or has had the blocks for its prompt kept free.
+            raise RuntimeError("no running sequence can go on")
         return step
 
     def commit(self, step: Step, token_ids: Items[int]) -> list[Sampled]:
@@ -176,8 +179,6 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether blocks are left for the tokens of ``sequence`` beside those of the running ones, and some more."""
-        if not self._running:
-            return True
         pool = self._pool
         missing = pool.needed(len(sequence.token_ids))
         spare = pool.available - GROWTH_BLOCKS * len(self._running)
@@ -217,13 +218,7 @@ class Scheduler:
         """Adds chunks of the sequences that lack more than one token."""
         budget = self._prefill_chunk * (1 if step.chunks else IDLE_CHUNKS)
         decodes = len(step.chunks)
-        while True:
-            # With a chunk in the step, whoever lacks one token is in it already.
-            self._share_out(step, [s for s in self._running if s.remaining > 1 or not step.chunks], budget)
-            if step.chunks or not self._running:
-                break
-            # Each of them has blocks and none can go on: the last in rank makes room for the first.
-            self._preempt_last()
+        self._share_out(step, [sequence for sequence in self._running if sequence.remaining > 1], budget)
         step.prompt_tokens = sum(len(chunk.token_ids) for chunk in step.chunks[decodes:])
 
     def _share_out(self, step: Step, prompts: list[Sequence], budget: int) -> None:

@@ -146,11 +146,11 @@ def test_a_short_prompt_overtakes_a_long_one_that_goes_on() -> None:
 
 
 def test_short_prompts_without_end_do_not_stop_a_long_one() -> None:
-    machine = Machine(max_batch=3, chunk=8)
+    machine = Machine(max_batch=4, chunk=8)
     long = sequence(80, 1, first=50)
     machine.add(sequence(4, 100), long)
     for i in range(24):
-        machine.add(sequence(4, 1, first=1000 + 10 * i))
+        machine.add(*(sequence(4, 1, first=1000 + 20 * i + 10 * j) for j in range(2)))
         machine.step()
     assert long.output_tokens == 1
 
