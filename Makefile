@@ -7,6 +7,7 @@ MODEL ?= smollm2:135m
 
 VENV := .venv
 BIN := $(VENV)/bin
+NATIVE := setup.py $(wildcard tools/*build*.py runtime_server/native/*.cpp runtime_server/native/*.h)
 GHZ := .cache/bin/ghz
 GHZ_VERSION := v0.121.0
 
@@ -72,7 +73,7 @@ load: $(GHZ)
 	$(PYTHON) bench/ghz/run.py --ghz $(GHZ) --runtime $(RUNTIME) --model $(MODEL) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache build dist *.egg-info runtime_server/native/libmantler_ops.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written when the step before it has succeeded, so an interrupted installation is taken up again.
@@ -82,13 +83,14 @@ $(VENV)/.created:
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
-	@echo "Installing packages and the tools for tests into $(VENV) (one to two minutes the first time)"
+# Installing compiles the native operators, for which pip fetches a compiler if the machine has none.
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml $(NATIVE)
+	@echo "Installing packages and the tools for tests into $(VENV) (one to three minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
 	@touch $@ $(VENV)/.installed-cpu
 
-$(VENV)/.installed-%: $(VENV)/.created pyproject.toml
-	@echo "Installing packages into $(VENV) (about a minute the first time)"
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml $(NATIVE)
+	@echo "Installing packages into $(VENV) (one to two minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	@touch $@
 

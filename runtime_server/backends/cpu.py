@@ -47,15 +47,14 @@ class CpuBackend:
         max_batch: chunks of one step, at most.
         threads: of ONNX Runtime; 0 means one per physical core. The first backend decides for its process.
 
-    Raises: ``PullError`` where ``folder`` holds no model that ONNX Runtime can read.
+    Raises: ``PullError`` where ``folder`` holds no model that ONNX Runtime can read, ``MantlerError`` where the native
+    operators cannot be loaded.
     """
 
     device = "cpu"
     block_tokens = BLOCK_TOKENS
 
-    def __init__(
-        self, folder: Path, config: DecoderConfig, *, blocks: int, max_batch: int, threads: int
-    ) -> None:
+    def __init__(self, folder: Path, config: DecoderConfig, *, blocks: int, max_batch: int, threads: int) -> None:
         self.blocks = blocks
         self._cache = _reserved((blocks, config.layers, config.kv_heads, 2, BLOCK_TOKENS * config.head_dim))
         self.kv_cache_bytes = self._cache.nbytes
@@ -122,7 +121,7 @@ def _session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.use_per_session_threads = False
-    options.register_custom_ops_library(str(native.LIBRARY))
+    options.register_custom_ops_library(str(native.library()))
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:
