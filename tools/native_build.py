@@ -27,11 +27,19 @@ LIBRARY = "libmantler_ops" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platf
 
 _PER_INSTRUCTION_SET = ("linear.cpp", "attention.cpp", "embedding.cpp", "ops.cpp")
 _ONCE = "register.cpp"
-_FLAGS = "-O3 -std=c++17 -fvisibility=hidden -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi".split()
+_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
 # GCC takes its own header's "undefined" vectors for a mistake; clang does not know that warning.
-_STRICT = "-Wall -Wextra -Werror -Wno-unknown-warning-option -Wno-maybe-uninitialized".split()
-_AVX2 = "-mavx2 -mfma -mf16c".split()
-_AVX512 = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx512vnni".split()
+_STRICT = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512vnni"]
 
 
 def sources() -> list[str]:

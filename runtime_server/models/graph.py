@@ -214,7 +214,7 @@ class _Decoder:
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         config = self._config
         long, short = TensorProto.INT64, TensorProto.INT32
-        cache = ["blocks", config.layers, config.kv_heads, 2, BLOCK_TOKENS * config.head_dim]
+        cache: list[str | int | None] = ["blocks", config.layers, config.kv_heads, 2, BLOCK_TOKENS * config.head_dim]
         return [
             helper.make_tensor_value_info("input_ids", long, ["T"]),
             helper.make_tensor_value_info("row_starts", short, ["B1"]),

@@ -67,7 +67,7 @@ def _whole_number_panels(blocks: Blocks) -> NDArray[np.uint8]:
     # [panel, block, group of four inputs, output, input of the group]
     values = blocks.values.reshape(panels, PANEL, count, BLOCK // 4, 4).transpose(0, 2, 3, 1, 4)
     if blocks.bits == 4:
-        values = values[:, :, 0::2] | values[:, :, 1::2] << 4
+        values = values[:, :, 0::2] | values[:, :, 1::2] << np.uint8(4)
     parts = [_by_panel(blocks.scales)]
     if blocks.offsets is not None:
         parts.append(_by_panel(blocks.offsets))
