@@ -25,7 +25,9 @@ FOLDER = Path("runtime_server", "native")
 """Of the sources, from the project's root."""
 LIBRARY = "libmantler_ops" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
-_PER_INSTRUCTION_SET = ("linear.cpp", "attention.cpp", "embedding.cpp", "ops.cpp")
+_PER_INSTRUCTION_SET = tuple(
+    f"{name}.cpp" for name in ("linear", "linear_op", "attention", "attention_op", "embedding", "embedding_op")
+)
 _ONCE = "register.cpp"
 _FLAGS = [
     "-O3",

@@ -11,7 +11,7 @@ from onnx import helper
 from runtime_server.models.tensor_file import TensorFile
 
 NATIVE = "mantler"
-"""Domain of our own operators; ``runtime_server/native/ops.cpp`` describes them."""
+"""Domain of our own operators; ``runtime_server/native`` describes them."""
 
 
 class Nodes:

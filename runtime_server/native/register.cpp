@@ -1,17 +1,20 @@
 // Registers the operators that were compiled for the best instruction set of this processor.
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
 #include "ort_abi.h"
 #include "processor.h"
 
 static_assert(offsetof(ort::CustomOp, create_kernel_v2) == 17 * sizeof(void*), "the layout of onnxruntime_c_api.h");
 
-#define MANTLER_DECLARE(isa)                \
-  namespace isa {                           \
-  std::vector<const ort::CustomOp*> ops();  \
+#define MANTLER_DECLARE(isa)            \
+  namespace isa {                       \
+  const ort::CustomOp* linear_op();     \
+  const ort::CustomOp* attention_op();  \
+  const ort::CustomOp* embedding_op();  \
   }
+#define MANTLER_OPS(isa) {isa::linear_op, isa::attention_op, isa::embedding_op}
+
 MANTLER_DECLARE(baseline)
 #if defined(__x86_64__)
 MANTLER_DECLARE(avx2)
@@ -23,17 +26,17 @@ namespace {
 struct Isa {
   const char* name;
   bool there;
-  std::vector<const ort::CustomOp*> (*ops)();
+  const ort::CustomOp* (*ops[3])();
 };
 
 // The first that this processor has, or the one that MANTLER_INSTRUCTION_SET names if it has that.
 const Isa& chosen() {
 #if defined(__x86_64__)
-  static const Isa all[] = {{"avx512_vnni", processor::has_avx512_vnni(), avx512::ops},
-                            {"avx2", processor::has_avx2(), avx2::ops},
-                            {"baseline", true, baseline::ops}};
+  static const Isa all[] = {{"avx512_vnni", processor::has_avx512_vnni(), MANTLER_OPS(avx512)},
+                            {"avx2", processor::has_avx2(), MANTLER_OPS(avx2)},
+                            {"baseline", true, MANTLER_OPS(baseline)}};
 #else
-  static const Isa all[] = {{"baseline", true, baseline::ops}};
+  static const Isa all[] = {{"baseline", true, MANTLER_OPS(baseline)}};
 #endif
   const char* wish = std::getenv("MANTLER_INSTRUCTION_SET");
   const Isa* best = nullptr;
@@ -55,8 +58,8 @@ MANTLER_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, cons
   static ort::CustomOpDomain* domain = nullptr;
   if (!domain) {
     if (ort::Status* failed = calls.create_domain("mantler", &domain)) return failed;
-    for (const ort::CustomOp* op : chosen().ops())
-      if (ort::Status* failed = calls.add_op(domain, op)) return failed;
+    for (const auto op : chosen().ops)
+      if (ort::Status* failed = calls.add_op(domain, op())) return failed;
   }
   return calls.add_domain(options, domain);
 }
