@@ -1,12 +1,20 @@
 #include "attention.h"
 
 #include <limits>
+#include <utility>
 
 namespace MANTLER_ISA {
 namespace {
 
 constexpr int kSegment = kSegmentBlocks * kBlockTokens;
 constexpr int kMaxVectors = 16;  // head_dim 256
+// Queries that share one pass over the keys of a head, and vectors of values that are summed at once: as many as the
+// registers hold.
+#if defined(__AVX512F__)
+constexpr int kQueries = 6, kWide = 4;
+#else
+constexpr int kQueries = 3, kWide = 2;
+#endif
 constexpr int kAhead = 2;        // blocks between the one that is read and the one that is fetched
 
 int64_t block_offset(const Geometry& g, int64_t block, int64_t kv_head) {
@@ -55,7 +63,7 @@ MANTLER_INLINE void scores_of_block(const Geometry& g, const float* const (&quer
   for (int q = 0; q < count; ++q) scores[q] = even[q] + odd[q];
 }
 
-// Sums of weighted values of one segment, four vectors of the head at a time.
+// Sums of weighted values of one segment, `width` vectors of the head at a time.
 template <int count, int width>
 MANTLER_INLINE void weigh_values(const Geometry& g, const uint16_t* const* values, int64_t blocks,
                                  const float (&weights)[count][kSegment], int64_t vector, const F32 (&factors)[count],
@@ -85,7 +93,8 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
   const int64_t last = positions[count - 1];  // positions never fall from one query to the next
   // A query that comes first sees the oldest keys; whole segments before them are left out for all.
   const int64_t oldest = g.window && positions[0] >= g.window ? positions[0] - g.window + 1 : 0;
-  const F32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  static const float numbers[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const F32 lanes = load(numbers);
   const float nothing = -std::numeric_limits<float>::infinity();
   Gathered<count> gathered;
   for (int q = 0; q < count; ++q) {
@@ -114,8 +123,9 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
         F32 score = scores[q] * splat(g.scale);
         const F32 position = lanes + splat(static_cast<float>(first));
         if (first + kBlockTokens - 1 > positions[q])
-          score = position > splat(static_cast<float>(positions[q])) ? splat(nothing) : score;
-        if (g.window) score = position <= splat(static_cast<float>(positions[q] - g.window)) ? splat(nothing) : score;
+          score = where_greater(position, splat(static_cast<float>(positions[q])), splat(nothing), score);
+        if (g.window)
+          score = where_greater(position, splat(static_cast<float>(positions[q] - g.window)), score, splat(nothing));
         store(weights[q] + block * kBlockTokens, score);
         largest[q] = max(largest[q], score);
       }
@@ -139,7 +149,8 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
       factors[q] = splat(factor[0]);
     }
     int64_t vector = 0;
-    for (; vector + 4 <= vectors; vector += 4) weigh_values<count, 4>(g, values, blocks, weights, vector, factors, gathered);
+    for (; vector + kWide <= vectors; vector += kWide)
+      weigh_values<count, kWide>(g, values, blocks, weights, vector, factors, gathered);
     for (; vector < vectors; ++vector) weigh_values<count, 1>(g, values, blocks, weights, vector, factors, gathered);
   }
   for (int q = 0; q < count; ++q) {
@@ -165,6 +176,12 @@ void attend_some(const Geometry& g, const float* qkv, const Place& place, int64_
 }
 
 typedef void (*Attend)(const Geometry&, const float*, const Place&, int64_t, int64_t, const uint16_t*, float*);
+
+template <int... counts>
+Attend pick(int64_t count, std::integer_sequence<int, counts...>) {
+  static const Attend some[] = {attend_some<counts + 1>...};
+  return some[count - 1];
+}
 
 }  // namespace
 
@@ -193,12 +210,10 @@ void append(const Geometry& g, float* qkv, const Place& place, const float* cos,
 
 void attend(const Geometry& g, const float* qkv, const Place& place, int64_t rows, int64_t kv_head,
             const uint16_t* cache, float* result) {
-  static const Attend some[kQueries] = {attend_some<1>, attend_some<2>, attend_some<3>,
-                                        attend_some<4>, attend_some<5>, attend_some<6>};
   const int64_t queries = rows * g.group();
   for (int64_t first = 0; first < queries; first += kQueries) {
     const int64_t count = queries - first < kQueries ? queries - first : kQueries;
-    some[count - 1](g, qkv, place, first, kv_head, cache, result);
+    pick(count, std::make_integer_sequence<int, kQueries>())(g, qkv, place, first, kv_head, cache, result);
   }
 }
 

@@ -16,7 +16,6 @@ namespace MANTLER_ISA {
 
 constexpr int kBlockTokens = 16;
 constexpr int kSegmentBlocks = 16;
-constexpr int kQueries = 6;  // queries that share one pass over the keys of a head
 
 struct Geometry {
   int64_t heads, kv_heads, head_dim, layers, layer;

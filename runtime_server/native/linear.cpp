@@ -2,43 +2,10 @@
 
 #include <utility>
 
+#include "block.h"
+
 namespace MANTLER_ISA {
 namespace {
-
-// Rows whose sums fit the registers; a panel is read again for the next ones.
-#if defined(__AVX512F__)
-constexpr int kPass = kTile;
-#else
-constexpr int kPass = 4;
-#endif
-
-template <Format format>
-struct Record {
-  F32 d;
-  F32 m;
-  U8 groups[kGroups];
-
-  explicit Record(const uint8_t* at) {
-    d = load_half(reinterpret_cast<const uint16_t*>(at));
-    if constexpr (format == Format::kInt4) {
-      m = load_half(reinterpret_cast<const uint16_t*>(at + 2 * kLanes));
-      for (int i = 0; i < kGroups / 2; ++i) {
-        const U8 pair = load_bytes(at + 4 * kLanes + 64 * i);
-        groups[2 * i] = pair & 15;
-        groups[2 * i + 1] = pair >> 4;
-      }
-    } else {
-      m = d * splat(-128.0f);
-      for (int i = 0; i < kGroups; ++i) groups[i] = load_bytes(at + 2 * kLanes + 64 * i);
-    }
-  }
-};
-
-MANTLER_INLINE int32_t quad(const int8_t* bytes) {
-  int32_t value;
-  std::memcpy(&value, bytes, 4);
-  return value;
-}
 
 // The sums of `count` rows of a tile, from `from` on, and one panel.
 template <Format format, int count>
@@ -55,17 +22,10 @@ MANTLER_INLINE void panel(const Rows& rows, int64_t tile, int64_t from, const ui
         for (int r = 0; r < count; ++r) sums[r] = fma(splat(inputs[i * kTile + r]), w, sums[r]);
       }
     } else {
-      const Record<format> record(at);
-      const int8_t* bytes = rows.bytes.data() + (start + block * kTile + from) * kBlock;
-      const float* scales = rows.scales.data() + start + block * kTile + from;
-      const float* totals = rows.sums.data() + start + block * kTile + from;
-#pragma GCC unroll 16
-      for (int r = 0; r < count; ++r) {
-        I32 products = I32{};
-        for (int g = 0; g < kGroups; ++g) products = dot(products, record.groups[g], quad(bytes + r * kBlock + 4 * g));
-        sums[r] = fma(to_float(products) * splat(scales[r]), record.d, sums[r]);
-        sums[r] = fma(splat(totals[r]), record.m, sums[r]);
-      }
+      const int64_t place = start + block * kTile + from;
+      const Inputs inputs = {rows.bytes.data() + place * kBlock, rows.scales.data() + place, rows.totals.data() + place,
+                             rows.wholes.data() + place};
+      add_block<format, count>(at, inputs, sums);
     }
   }
 }
@@ -111,6 +71,17 @@ void run(const Rows& rows, int64_t tile, int64_t from, const uint8_t* weight, in
       }
     }
   }
+}
+
+// Whole numbers from -127 to 127 as bytes.
+void narrow(const I32& whole, int8_t* to) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(whole)));
+#else
+  int32_t numbers[kLanes];
+  std::memcpy(numbers, &whole, sizeof numbers);
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(numbers[i]);
+#endif
 }
 
 typedef void (*Run)(const Rows&, int64_t, int64_t, const uint8_t*, int64_t, int64_t, int64_t, int64_t, const Epilogue&, float*);
@@ -161,16 +132,16 @@ void prepare_row(Format format, const float* row, const float* norm, float epsil
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number.
     const F32 magic = splat(12582912.0f);
     int8_t* bytes = rows.bytes.data() + at * kBlock;
-    I32 total = I32{};
-    typedef int8_t Bytes __attribute__((vector_size(16)));
+    I32 both = I32{};
     for (int h = 0; h < 2; ++h) {
-      const I32 whole = __builtin_convertvector(fma(halves[h], inverse, magic) - magic, I32);
-      total += whole;
-      const Bytes narrow = __builtin_convertvector(whole, Bytes);
-      std::memcpy(bytes + h * kLanes, &narrow, sizeof narrow);
+      const I32 whole = to_whole(fma(halves[h], inverse, magic) - magic);
+      both += whole;
+      narrow(whole, bytes + h * kLanes);
     }
+    const float total = sum_lanes(to_float(both));
     rows.scales[static_cast<size_t>(at)] = scale;
-    rows.sums[static_cast<size_t>(at)] = scale * sum_lanes(to_float(total));
+    rows.totals[static_cast<size_t>(at)] = scale * total;
+    rows.wholes[static_cast<size_t>(at)] = static_cast<int32_t>(total);
   }
 }
 

@@ -32,10 +32,11 @@ constexpr size_t record_bytes(Format format) {
 
 // Rows made ready for the integer products: [tile][block][row of the tile].
 struct Rows {
-  std::vector<int8_t> bytes;   // 32 each
-  std::vector<float> scales;   // scale of the block
-  std::vector<float> sums;     // scale * sum of the bytes
-  std::vector<float> floats;   // instead of all these for fp32 weights: [tile][input][row of the tile]
+  std::vector<int8_t> bytes;    // 32 each
+  std::vector<float> scales;    // scale of the block
+  std::vector<float> totals;    // scale * sum of the bytes
+  std::vector<int32_t> wholes;  // sum of the bytes
+  std::vector<float> floats;    // instead of all these for fp32 weights: [tile][input][row of the tile]
 
   void resize(Format format, int64_t rows, int64_t blocks) {
     const size_t places = static_cast<size_t>((rows + kTile - 1) / kTile * kTile * blocks);
@@ -44,7 +45,8 @@ struct Rows {
     } else {
       grow(bytes, places * kBlock);
       grow(scales, places);
-      grow(sums, places);
+      grow(totals, places);
+      grow(wholes, places);
     }
   }
 

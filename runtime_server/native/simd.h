@@ -1,4 +1,4 @@
-// Sixteen lanes of fp32, whatever the processor has: compilers split the vectors where its registers are shorter.
+// Sixteen lanes of fp32 or of whole numbers, in one register or in pairs of shorter ones.
 //
 // Each operation is one expression with one order of additions, so a lane's bits depend on its own inputs only.
 #pragma once
@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -13,61 +14,185 @@
 
 namespace MANTLER_ISA {
 
-typedef float F32 __attribute__((vector_size(64)));
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef uint8_t U8 __attribute__((vector_size(64)));
-typedef int8_t I8 __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
+#define MANTLER_INLINE static inline __attribute__((always_inline))
 
 constexpr int kLanes = 16;
 
-#define MANTLER_INLINE static inline __attribute__((always_inline))
+// Compilers keep vectors that are longer than the registers in memory, so those are made of halves here.
+template <typename V>
+struct Pair {
+  V low, high;
+};
 
-MANTLER_INLINE F32 load(const float* from) {
-  F32 value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-MANTLER_INLINE U8 load_bytes(const uint8_t* from) {
-  U8 value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
-}
-
-MANTLER_INLINE void store(float* to, F32 value) { std::memcpy(to, &value, sizeof value); }
-
-MANTLER_INLINE F32 splat(float v) { return F32{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
-
-MANTLER_INLINE F32 fma(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<F32>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+constexpr int kRegisterLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kRegisterLanes = 8;
 #else
-  return a * b + c;  // compiled with -ffp-contract=fast
+constexpr int kRegisterLanes = 4;
 #endif
+typedef float Floats __attribute__((vector_size(4 * kRegisterLanes)));
+typedef int32_t Wholes __attribute__((vector_size(4 * kRegisterLanes)));
+
+#if defined(__AVX512F__)
+typedef Floats F32;
+typedef Wholes I32;
+#elif defined(__AVX2__)
+typedef Pair<Floats> F32;
+typedef Pair<Wholes> I32;
+#else
+typedef Pair<Pair<Floats>> F32;
+typedef Pair<Pair<Wholes>> I32;
+#endif
+static_assert(sizeof(F32) == 4 * kLanes && sizeof(I32) == 4 * kLanes, "sixteen lanes");
+
+#define MANTLER_OPERATOR(op)                                                  \
+  template <typename V>                                                       \
+  MANTLER_INLINE Pair<V> operator op(const Pair<V>& a, const Pair<V>& b) {    \
+    return {a.low op b.low, a.high op b.high};                                \
+  }
+MANTLER_OPERATOR(+)
+MANTLER_OPERATOR(-)
+MANTLER_OPERATOR(*)
+MANTLER_OPERATOR(/)
+#undef MANTLER_OPERATOR
+
+template <typename V>
+MANTLER_INLINE Pair<V> operator-(const Pair<V>& a) {
+  return {-a.low, -a.high};
+}
+template <typename V>
+MANTLER_INLINE Pair<V>& operator+=(Pair<V>& a, const Pair<V>& b) {
+  return a = a + b;
+}
+template <typename V>
+MANTLER_INLINE Pair<V>& operator*=(Pair<V>& a, const Pair<V>& b) {
+  return a = a * b;
 }
 
-MANTLER_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
+template <typename V>
+constexpr bool kIsRegister = std::is_same_v<V, Floats> || std::is_same_v<V, Wholes>;
+template <typename V>
+constexpr int kHalf = sizeof(V) / 8;  // lanes of a half
 
-MANTLER_INLINE F32 to_float(I32 value) { return __builtin_convertvector(value, F32); }
-
-// fp16 without a type for it, since not every compiler has one.
-MANTLER_INLINE F32 load_half(const uint16_t* from) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<F32>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
-#elif defined(__F16C__)
-  F32 value;
-  const __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  const __m256 high = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8)));
-  std::memcpy(&value, &low, 32);
-  std::memcpy(reinterpret_cast<char*>(&value) + 32, &high, 32);
+template <typename V = F32>
+MANTLER_INLINE V load(const float* from) {
+  V value;
+  if constexpr (kIsRegister<V>) {
+    std::memcpy(&value, from, sizeof value);
+  } else {
+    value.low = load<decltype(value.low)>(from);
+    value.high = load<decltype(value.low)>(from + kHalf<V>);
+  }
   return value;
+}
+
+template <typename V>
+MANTLER_INLINE void store(float* to, const V& value) {
+  if constexpr (kIsRegister<V>) {
+    std::memcpy(to, &value, sizeof value);
+  } else {
+    store(to, value.low);
+    store(to + kHalf<V>, value.high);
+  }
+}
+
+template <typename V = F32>
+MANTLER_INLINE V splat(float number) {
+  if constexpr (kIsRegister<V>) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<V>(_mm512_set1_ps(number));
+#elif defined(__AVX2__)
+    return reinterpret_cast<V>(_mm256_set1_ps(number));
 #else
-  typedef _Float16 F16 __attribute__((vector_size(32)));
-  F16 half;
-  std::memcpy(&half, from, sizeof half);
-  return __builtin_convertvector(half, F32);
+    return V{number, number, number, number};
 #endif
+  } else {
+    const auto half = splat<decltype(V::low)>(number);
+    return {half, half};
+  }
+}
+
+template <typename V>
+MANTLER_INLINE V fma(const V& a, const V& b, const V& c) {
+  if constexpr (kIsRegister<V>) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<V>(_mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b),
+                                               reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<V>(_mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b),
+                                               reinterpret_cast<__m256>(c)));
+#else
+    return a * b + c;  // compiled with -ffp-contract=fast
+#endif
+  } else {
+    return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
+  }
+}
+
+// Where a > b: x, elsewhere y.
+template <typename V>
+MANTLER_INLINE V where_greater(const V& a, const V& b, const V& x, const V& y) {
+  if constexpr (kIsRegister<V>) {
+    return a > b ? x : y;
+  } else {
+    return {where_greater(a.low, b.low, x.low, y.low), where_greater(a.high, b.high, x.high, y.high)};
+  }
+}
+
+template <typename V>
+MANTLER_INLINE V max(const V& a, const V& b) {
+  return where_greater(a, b, a, b);
+}
+
+MANTLER_INLINE Floats to_float(const Wholes& value) { return __builtin_convertvector(value, Floats); }
+template <typename V>
+MANTLER_INLINE auto to_float(const Pair<V>& value) -> Pair<decltype(to_float(value.low))> {
+  return {to_float(value.low), to_float(value.high)};
+}
+
+MANTLER_INLINE Wholes to_whole(const Floats& value) { return __builtin_convertvector(value, Wholes); }
+template <typename V>
+MANTLER_INLINE auto to_whole(const Pair<V>& value) -> Pair<decltype(to_whole(value.low))> {
+  return {to_whole(value.low), to_whole(value.high)};
+}
+
+// 2^n for whole numbers n from -126 to 127.
+MANTLER_INLINE Floats power_of_two(const Floats& n) {
+  const Wholes bits = (to_whole(n) + 127) << 23;
+  Floats power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+template <typename V>
+MANTLER_INLINE Pair<V> power_of_two(const Pair<V>& n) {
+  return {power_of_two(n.low), power_of_two(n.high)};
+}
+
+// fp16 is read from its bits, since not every compiler has a type for it.
+template <typename V = F32>
+MANTLER_INLINE V load_half(const uint16_t* from) {
+  if constexpr (kIsRegister<V>) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+    const Wholes bits = {from[0], from[1], from[2], from[3]};
+    // The exponent's bias is 112 less than that of fp32. Infinities are never stored.
+    const Wholes magnitude = (bits & 0x7fff) << 13;
+    Floats value;
+    std::memcpy(&value, &magnitude, sizeof value);
+    value *= 0x1p112f;
+    Wholes signed_bits;
+    std::memcpy(&signed_bits, &value, sizeof signed_bits);
+    signed_bits |= (bits & 0x8000) << 16;
+    std::memcpy(&value, &signed_bits, sizeof value);
+    return value;
+#endif
+  } else {
+    return {load_half<decltype(V::low)>(from), load_half<decltype(V::low)>(from + kHalf<V>)};
+  }
 }
 
 MANTLER_INLINE float half_to_float(uint16_t half) {
@@ -94,36 +219,42 @@ MANTLER_INLINE uint16_t float_to_half(float value) {
 }
 
 // Halves are added to each other until one number is left.
-MANTLER_INLINE float sum_lanes(F32 value) {
+MANTLER_INLINE float sum_lanes(const Floats& value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(reinterpret_cast<__m512>(value));
 #else
-  float lanes[kLanes];
+  float lanes[kRegisterLanes];
   store(lanes, value);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = kRegisterLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
 #endif
 }
+template <typename V>
+MANTLER_INLINE float sum_lanes(const Pair<V>& value) {
+  return sum_lanes(value.low + value.high);
+}
 
-MANTLER_INLINE float max_lanes(F32 value) {
+MANTLER_INLINE float max_lanes(const Floats& value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(reinterpret_cast<__m512>(value));
 #else
-  float lanes[kLanes];
+  float lanes[kRegisterLanes];
   store(lanes, value);
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = kRegisterLanes / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   return lanes[0];
 #endif
 }
+template <typename V>
+MANTLER_INLINE float max_lanes(const Pair<V>& value) {
+  return max_lanes(max(value.low, value.high));
+}
 
 // e^x within two units in the last place; 0 for x below -87.
-MANTLER_INLINE F32 exp(F32 x) {
-  const F32 lowest = splat(-87.33654f);
-  const auto tiny = x < lowest;
-  x = tiny ? lowest : x;
-  x = x > splat(88.37626f) ? splat(88.37626f) : x;
+MANTLER_INLINE F32 exp(const F32& exponent) {
+  const F32 lowest = splat(-87.33654f), highest = splat(88.37626f);
+  const F32 x = -max(-max(exponent, lowest), -highest);
   // x = n ln 2 + r. Adding and subtracting 1.5 * 2^23 rounds to a whole number.
   const F32 magic = splat(12582912.0f);
   const F32 n = fma(x, splat(1.44269504f), magic) - magic;
@@ -135,37 +266,7 @@ MANTLER_INLINE F32 exp(F32 x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(0.5f));
   p = fma(p, r * r, r) + splat(1.0f);
-  const I32 power = (__builtin_convertvector(n, I32) + 127) << 23;
-  F32 scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return tiny ? F32{} : p * scale;
-}
-
-// acc + four products of unsigned and signed bytes in each lane; `quad` holds the four signed bytes for every lane.
-MANTLER_INLINE I32 dot(I32 acc, U8 bytes, int32_t quad) {
-#if defined(__AVX512VNNI__)
-  return reinterpret_cast<I32>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(bytes), _mm512_set1_epi32(quad)));
-#elif defined(__AVX2__)
-  // Products of neighbours are added in 16 bits with saturation, which odd and even bytes alone never reach.
-  __m256i halves[2], sums[2];
-  std::memcpy(halves, &bytes, 64);
-  std::memcpy(sums, &acc, 64);
-  const __m256i signed_bytes = _mm256_set1_epi32(quad), ones = _mm256_set1_epi16(1), even = _mm256_set1_epi16(0x00ff);
-  for (int i = 0; i < 2; ++i) {
-    const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(halves[i], even), signed_bytes);
-    const __m256i high = _mm256_maddubs_epi16(_mm256_andnot_si256(even, halves[i]), signed_bytes);
-    sums[i] = _mm256_add_epi32(sums[i], _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)));
-  }
-  I32 result;
-  std::memcpy(&result, sums, 64);
-  return result;
-#else
-  int8_t signed_bytes[4];
-  std::memcpy(signed_bytes, &quad, 4);
-  for (int lane = 0; lane < kLanes; ++lane)
-    for (int i = 0; i < 4; ++i) acc[lane] += static_cast<int32_t>(bytes[4 * lane + i]) * signed_bytes[i];
-  return acc;
-#endif
+  return where_greater(lowest, exponent, F32{}, p * power_of_two(n));
 }
 
 }  // namespace MANTLER_ISA

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from tests.runtime_server.native.operators import Feed, Heads, Linear, Step, run
@@ -17,7 +18,7 @@ SHAPE = Heads(4, 2, 32, norms=True)
 STEP = Step.random(SHAPE, past=(10, 0), new=(3, 20))
 
 
-def short(values: list[int]) -> np.ndarray:  # type: ignore[type-arg]
+def short(values: list[int]) -> NDArray[np.int32]:
     return np.array(values, np.int32)
 
 
@@ -50,7 +51,7 @@ def test_what_fits_is_taken() -> None:
     ],
 )
 def test_a_linear_layer_refuses(name: str, value: Any) -> None:
-    with pytest.raises(REFUSED, match="linear layer|fit"):
+    with pytest.raises(REFUSED, match=r"linear layer|fit"):
         linear(**{name: value})
 
 
@@ -93,8 +94,18 @@ def test_attention_refuses(message: str, changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "attributes",
-    [{"head_dim": 24}, {"head_dim": 0}, {"head_dim": 272}, {"heads": 3}, {"heads": 0}, {"kv_heads": 0}]
-    + [{"layer": 2}, {"layer": -1}, {"layers": 0}, {"window": -1}],
+    [
+        {"head_dim": 24},
+        {"head_dim": 0},
+        {"head_dim": 272},
+        {"heads": 3},
+        {"heads": 0},
+        {"kv_heads": 0},
+        {"layer": 2},
+        {"layer": -1},
+        {"layers": 0},
+        {"window": -1},
+    ],
 )
 def test_attention_refuses_attributes(attributes: dict[str, int]) -> None:
     with pytest.raises(REFUSED):
@@ -111,5 +122,5 @@ def test_the_embedding_refuses_a_token_that_is_not_in_the_vocabulary(token: int)
 @pytest.mark.parametrize("features", [(41 + 32, 20), (40, 33), (0, 20), (40, -1)])
 def test_the_embedding_refuses_a_weight_of_another_size(features: tuple[int, int]) -> None:
     feed: Feed = {"ids": np.array([0], np.int64), "weight": LINEAR.packed.data}
-    with pytest.raises(REFUSED, match="fit|features"):
+    with pytest.raises(REFUSED, match=r"fit|features"):
         run("MantlerEmbedding", feed, bits=8, in_features=features[0], out_features=features[1])
