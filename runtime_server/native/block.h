@@ -39,9 +39,10 @@ struct Scales {
       m = d * splat(-128.0f);
   }
 
-  // `sum` with one row's products of this block.
-  __attribute__((always_inline)) F32 add(const F32& sum, const I32& products, const Inputs& in, int row) const {
-    return fma(splat(in.totals[row]), m, fma(to_float(products) * splat(in.scales[row]), d, sum));
+  // Adds one row's products of this block.
+  __attribute__((always_inline)) void add(const I32& products, const Inputs& in, int row, F32& sum) const {
+    sum = fma(to_float(products) * splat(in.scales[row]), d, sum);
+    sum = fma(splat(in.totals[row]), m, sum);
   }
 };
 
@@ -69,7 +70,7 @@ MANTLER_INLINE void add_block(const uint8_t* record, const Inputs& in, F32 (&sum
     __m512i products = _mm512_setzero_si512();
     for (int g = 0; g < kGroups; ++g)
       products = _mm512_dpbusd_epi32(products, groups[g], _mm512_set1_epi32(quad(in.bytes + r * kBlock + 4 * g)));
-    sums[r] = scales.add(sums[r], reinterpret_cast<I32>(products), in, r);
+    scales.add(reinterpret_cast<I32>(products), in, r, sums[r]);
   }
 }
 
@@ -133,7 +134,7 @@ MANTLER_INLINE void add_block(const uint8_t* record, const Inputs& in, F32 (&sum
   const Scales<format> scales(record);
   for (int r = 0; r < count; ++r) {
     const I32 both = {reinterpret_cast<Wholes>(products[r][0]), reinterpret_cast<Wholes>(products[r][1])};
-    sums[r] = scales.add(sums[r], both, in, r);
+    scales.add(both, in, r, sums[r]);
   }
 }
 
@@ -156,7 +157,7 @@ MANTLER_INLINE void add_block(const uint8_t* record, const Inputs& in, F32 (&sum
     }
     I32 all;
     std::memcpy(&all, products, sizeof all);
-    sums[r] = scales.add(sums[r], all, in, r);
+    scales.add(all, in, r, sums[r]);
   }
 }
 
