@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto docs ghz load bench bench-peers serving soak clean
+.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers serving soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -23,6 +23,7 @@ help: ## Show this list
 	@echo "make check   all that CI checks: ruff, mypy, import-linter and the tests (protos and stubs among them)"
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
 	@echo "make docs    write the generated parts of README.md and docs/: help texts, settings, errors"
+	@echo "make dist    build the wheel and the source archive into dist/, and check what they hold"
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
 	@echo "make bench   measure Mantler and its peers, one after the other; ARGS=--quick to see whether everything works"
 	@echo "make bench-peers  build llama-server and install OpenVINO GenAI for make bench, from the package index"
@@ -51,6 +52,11 @@ layers: $(VENV)/.installed-dev
 proto: $(VENV)/.installed-dev
 	$(BIN)/buf format --write
 	$(BIN)/python tools/gen_proto.py
+
+dist: $(VENV)/.installed-dev
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python tools/check_dist.py dist
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.gen_docs
