@@ -16,6 +16,7 @@ from mantler.cli import ports
 from mantler.cli.errors import CliError
 from mantler.cli.terminal import human_bytes
 from mantler.cli.version import installed
+from mantler.errors import MantlerError
 from mantler.memory import available_bytes
 
 MIN_MEMORY_BYTES = 2 * 10**9
@@ -73,6 +74,22 @@ def processor() -> Iterable[Finding]:
     """CPU cores and the instructions that matter to integer arithmetic."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("cpu", Status.OK, f"{cores} cores for this process, {platform.machine()}{_instructions()}")
+
+
+def operators() -> Iterable[Finding]:
+    """Mantler's own operators, and the instruction set that they use."""
+    from runtime_server import native
+
+    try:
+        name = native.instruction_set()
+    except MantlerError as error:
+        yield Finding("operators", Status.FAIL, error.message.rstrip("."), "pip install --force-reinstall mantler")
+        return
+    if name == "baseline":
+        hint = "models run several times faster on a processor with AVX2 or AVX-512 VNNI"
+        yield Finding("operators", Status.WARN, "no faster instruction set than the baseline is in use", hint)
+    else:
+        yield Finding("operators", Status.OK, f"compiled for {name}")
 
 
 def memory(available: Callable[[], int] = available_bytes) -> Iterable[Finding]:

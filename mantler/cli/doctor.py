@@ -71,6 +71,7 @@ def _checks(flags: dict[str, object]) -> Iterable[Iterable[Finding]]:
     yield checks.versions()
     yield checks.onnx_runtime()
     yield checks.processor()
+    yield checks.operators()
     yield checks.memory()
     try:
         runtime, facade = read(RuntimeSettings, flags), read(FacadeSettings, flags)

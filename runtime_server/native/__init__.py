@@ -38,7 +38,7 @@ def instruction_set() -> str:
     except OSError as error:
         logger.error("cannot load %s: %s", LIBRARY, error)
         what = "were made for another machine" if LIBRARY.exists() else "have not been compiled"
-        raise _unusable(f"{what}: install Mantler again (`make up`, or `pip install --force-reinstall`)") from error
+        raise _unusable(f"{what}: install Mantler again") from error
     loaded.mantler_instruction_set.restype = ctypes.c_char_p
     name = bytes(loaded.mantler_instruction_set()).decode()
     if os.environ.get(ONE_SET, name) != name:

@@ -17,6 +17,7 @@ from mantler.cli import checks, ports
 from mantler.cli.checks import Status
 from mantler.cli.errors import CliError
 from mantler.messages import Deployment, EngineProfile, StepProfile
+from runtime_server import native
 from tests.fake_runtime import FakeRuntime
 from tests.mantler.cli.conftest import Mantler
 
@@ -40,7 +41,8 @@ def test_a_fresh_machine_is_well(mantler: Mantler) -> None:
     result = mantler("doctor", "--json")
     assert result.code == 0, result.out
     found = findings(result.out)
-    assert set(found) == {"mantler", "onnxruntime", "cpu", "memory", "home", "models", "keys", "runtime", "facade"}
+    machine = {"mantler", "onnxruntime", "cpu", "operators", "memory"}
+    assert set(found) == machine | {"home", "models", "keys", "runtime", "facade"}
     assert "CPU" in found["onnxruntime"][0]["detail"]
     assert found["models"][-1]["status"] == "warn"
     assert "mantler pull smollm2:135m" in found["models"][-1]["hint"]
@@ -54,6 +56,25 @@ def test_people_get_lines_and_hints(mantler: Mantler) -> None:
     assert result.code == 0
     assert "warn  models       smollm2:135m is not stored\n" in result.out
     assert "hint: `mantler pull smollm2:135m`" in result.out
+
+
+def test_the_operators_instruction_set_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "instruction_set", lambda: "avx2")
+    (fast,) = checks.operators()
+    assert (fast.status, fast.detail) == (Status.OK, "compiled for avx2")
+    monkeypatch.setattr(native, "instruction_set", lambda: "baseline")
+    (slow,) = checks.operators()
+    assert slow.status is Status.WARN
+    assert "AVX2" in str(slow.hint)
+
+
+def test_operators_that_cannot_be_loaded_are_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "none.so")
+    native.instruction_set.cache_clear()
+    (finding,) = checks.operators()
+    assert finding.status is Status.FAIL
+    assert "have not been compiled" in finding.detail
+    assert "--force-reinstall" in str(finding.hint)
 
 
 def test_a_busy_port_is_broken(mantler: Mantler) -> None:
