@@ -7,6 +7,11 @@
 namespace MANTLER_ISA {
 namespace {
 
+// With many rows a weight is read more slowly than the processor's own fetching ahead expects, which then stops at the
+// end of each page.
+constexpr int kFetchRows = 6;
+constexpr size_t kAhead = 4096;
+
 // The sums of `count` rows of a tile, from `from` on, and one panel.
 template <Format format, int count>
 MANTLER_INLINE void panel(const Rows& rows, int64_t tile, int64_t from, const uint8_t* weight, int64_t blocks,
@@ -22,6 +27,8 @@ MANTLER_INLINE void panel(const Rows& rows, int64_t tile, int64_t from, const ui
         for (int r = 0; r < count; ++r) sums[r] = fma(splat(inputs[i * kTile + r]), w, sums[r]);
       }
     } else {
+      if constexpr (count >= kFetchRows)
+        for (size_t line = 0; line < record_bytes(format); line += 64) __builtin_prefetch(at + kAhead + line);
       const int64_t place = start + block * kTile + from;
       const Inputs inputs = {rows.bytes.data() + place * kBlock, rows.scales.data() + place, rows.totals.data() + place,
                              rows.wholes.data() + place};
