@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,7 +17,7 @@ from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
-from runtime_server.engine.kv_plan import KvPlan, plan_kv
+from runtime_server.engine.kv_plan import KvPlan, KvPlanError, plan_kv
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.graph import BLOCK_TOKENS
@@ -159,13 +160,14 @@ def deploy(
     config = manifest.config
     plan = _plan(manifest, settings, reserved_bytes)
     tokenizer = Tokenizer.load(folder)
-    backend = CpuBackend(
-        folder,
-        config,
-        blocks=plan.blocks,
-        max_batch=settings.max_batch,
-        threads=settings.threads,
-    )
+    try:
+        backend = CpuBackend(folder, config, blocks=plan.blocks, max_batch=settings.max_batch, threads=settings.threads)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise KvPlanError(
+            "the system does not give that much memory to keys and values", "lower --kv-memory-mb"
+        ) from error
     scheduler = Scheduler(
         BlockPool(backend.blocks, backend.block_tokens),
         max_batch=settings.max_batch,

@@ -61,6 +61,7 @@ class Deployments:
         self._ready: dict[str, DeployedModel] = {}
         self._loads: dict[str, _Load] = {}
         self._unloading: dict[str, DeployedModel] = {}
+        self._deploying = asyncio.Lock()
         self._unloads: set[asyncio.Task[None]] = set()
 
     def serving(self, name: str) -> DeployedModel:
@@ -161,9 +162,12 @@ class Deployments:
             load.report(LoadProgress(LoadStage.LOADING, total_bytes=manifest.size_bytes))
             loop = asyncio.get_running_loop()
             folder = self._store.path(name)
-            model = await asyncio.to_thread(
-                deploy, manifest, folder, self._settings, loop, reserved_bytes=self._reserved_bytes()
-            )
+            # One after the other, so that each plans with what the one before it has reserved.
+            async with self._deploying:
+                model = await asyncio.to_thread(
+                    deploy, manifest, folder, self._settings, loop, reserved_bytes=self._reserved_bytes()
+                )
+                self._ready[name] = model
         except PullError as error:
             raise MantlerError(ErrorCode.INVALID_REQUEST, str(error), param="model") from error
         except KvPlanError as error:
@@ -171,7 +175,6 @@ class Deployments:
             raise MantlerError(ErrorCode.INVALID_REQUEST, message, param="model") from error
         finally:
             del self._loads[name]
-        self._ready[name] = model
         self._on_change()
         plan = model.deployment()
         logger.info(

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    InvalidProtobuf,
+    NoSuchFile,
+    RuntimeException,
+)
 
 from runtime_server import native
 from runtime_server.backends.base import Chunk
@@ -27,7 +34,9 @@ from runtime_server.models.graph import BLOCK_TOKENS, MODEL_FILE
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile)
+_UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, RuntimeException)
+
+_HINT = "pull it again with --force"
 
 KV_DTYPE = np.dtype(np.float16)
 
@@ -63,6 +72,7 @@ class CpuBackend:
         self._binding = self._session.io_binding()
         self._binding.bind_input("kv_cache", "cpu", 0, KV_DTYPE, self._cache.shape, self._cache.ctypes.data)
         self._logits = np.empty((max_batch, config.vocab_size), np.float32)
+        self._try(folder)
 
     def run(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
         """See :meth:`runtime_server.backends.base.Backend.run`."""
@@ -85,6 +95,15 @@ class CpuBackend:
         self._binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
         return logits
+
+    def _try(self, folder: Path) -> None:
+        """Runs one token: a damaged model is an error now, not at somebody's first request."""
+        try:
+            logits = self.run([Chunk([0], 0, [0], True)])
+        except (*_UNREADABLE, RuntimeError) as error:  # what a call over a binding raises
+            raise _unreadable(folder / MODEL_FILE, error) from error
+        if not np.isfinite(logits).all():
+            raise PullError("The stored model's weights are damaged.", hint=_HINT)
 
     def close(self) -> None:
         """Frees weights and cache."""
@@ -125,5 +144,9 @@ def _session(path: Path) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except _UNREADABLE as error:
-        logger.error("ONNX Runtime cannot read %s: %s", path, error)
-        raise PullError("The stored model cannot be read.", hint="pull it again with --force") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> PullError:
+    logger.error("ONNX Runtime cannot use %s: %s", path, error)
+    return PullError("The stored model cannot be read.", hint=_HINT)

@@ -131,6 +131,8 @@ def kept(row: Row, params: SamplingParams) -> tuple[NDArray[np.int64], Floats]:
     total = 0.0
     for depth in DEPTHS:
         ids = row.above(depth)
+        if not len(ids):
+            continue  # weights that are no numbers, of a damaged model; it must not fail the other requests
         ids = ids[np.argsort(-row.logits[ids], kind="stable")]
         if params.top_k:
             if len(ids) < params.top_k and depth < np.inf:

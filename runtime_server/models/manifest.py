@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from mantler import __version__
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
+from runtime_server.models.shapes import check_config
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
@@ -86,9 +87,11 @@ class Manifest:
                     f"{data['id']} was converted by another version of Mantler.",
                     hint=f"pull it again: mantler pull {data['id']}",
                 )
-            return _reader().validate_json(text, strict=True, extra="forbid")
+            manifest = _reader().validate_json(text, strict=True, extra="forbid")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise PullError(f"{MANIFEST_FILE} is damaged.", hint="pull the model again") from error
+        check_config(manifest.config)
+        return manifest
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

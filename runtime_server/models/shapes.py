@@ -16,11 +16,13 @@ _LIMITS = {
     "intermediate": 2**19,
     "heads": 2**12,
     "kv_heads": 2**12,
-    "head_dim": 2**12,
+    "head_dim": 2**8,
     "vocab_size": 2**22,
     "context_length": 2**31,
 }
-"""Above these a configuration is damaged, not large."""
+"""Above these a configuration is damaged, not large; ``head_dim`` is what the operators take."""
+HEAD_DIM_MULTIPLE = 16
+"""See ``runtime_server/native/attention_op.cpp``."""
 
 
 def check_architecture(architecture: object) -> str:
@@ -38,7 +40,12 @@ def check_config(config: DecoderConfig) -> None:
         value = getattr(config, name)
         if not 1 <= value <= limit:
             raise PullError(f"The model's configuration is damaged: {name} is {value}, not 1 to {limit}.")
-    if config.heads % config.kv_heads or config.head_dim % 2:
+    if config.head_dim % HEAD_DIM_MULTIPLE:
+        raise PullError(
+            f"The model's heads have {config.head_dim} numbers each; the CPU operators take multiples of "
+            f"{HEAD_DIM_MULTIPLE}, up to {_LIMITS['head_dim']}."
+        )
+    if config.heads % config.kv_heads:
         raise PullError(
             "The model's configuration is damaged: "
             f"{config.heads} heads of {config.head_dim} do not go with {config.kv_heads} key and value heads."

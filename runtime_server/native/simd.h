@@ -205,9 +205,10 @@ MANTLER_INLINE float half_to_float(uint16_t half) {
 #endif
 }
 
-// Rounds to nearest even. Beyond fp16's range it gives the largest number, since infinities would spread.
+// Rounds to nearest even. What is no number of fp16 becomes the largest or least one, since infinities would spread, and a
+// "not a number" even to whoever uses the block next.
 MANTLER_INLINE uint16_t float_to_half(float value) {
-  const float bounded = value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value;
+  const float bounded = value > 65504.0f ? 65504.0f : value >= -65504.0f ? value : -65504.0f;
 #if defined(__F16C__)
   return static_cast<uint16_t>(_cvtss_sh(bounded, _MM_FROUND_TO_NEAREST_INT));
 #else

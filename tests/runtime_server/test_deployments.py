@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mantler.config import RuntimeSettings
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import Finished, GenerateRequest, LoadProgress, LoadStage, ModelState, StopParams, TokenPrompt
+from runtime_server.deployed import DeployedModel, deploy
 from runtime_server.deployments import Deployments
+from runtime_server.engine.kv_plan import KvPlanError
 from runtime_server.models.pull import pull
 from runtime_server.models.store import ModelStore
 from tests.tiny_models import CONTEXT, tiny_config, write_gguf
@@ -105,3 +109,38 @@ async def test_a_damaged_model_is_refused_in_words(deployments: Deployments, tmp
         await load(deployments)
     assert refused.value.code is ErrorCode.INVALID_REQUEST
     assert await state(deployments) is ModelState.STORED
+
+
+async def test_models_that_load_at_once_plan_one_after_the_other(
+    deployments: Deployments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull(str(write_gguf(tmp_path / "other.gguf", tiny_config("llama"))), tmp_path)
+    reserved = []
+
+    def recording(*args: Any, reserved_bytes: int) -> DeployedModel:
+        reserved.append(reserved_bytes)
+        return deploy(*args, reserved_bytes=reserved_bytes)
+
+    monkeypatch.setattr("runtime_server.deployments.deploy", recording)
+    await asyncio.gather(load(deployments), load(deployments, "other:latest"))
+    first, second = reserved
+    assert first == 0
+    assert second > 0
+
+
+async def test_memory_that_the_system_lacks_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull(str(write_gguf(tmp_path / "tiny.gguf", tiny_config("llama"))), tmp_path)
+    settings = RuntimeSettings(home=tmp_path, max_batch=1024, max_request_tokens=CONTEXT, threads=1)
+    manifest = ModelStore(settings.models_dir).get(TINY)
+    assert manifest is not None
+    folder = ModelStore(settings.models_dir).path(TINY)
+
+    def no_memory(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("runtime_server.backends.cpu.mmap.mmap", no_memory)
+    with pytest.raises(KvPlanError) as refused:
+        deploy(manifest, folder, settings, asyncio.get_running_loop())
+    assert "--kv-memory-mb" in refused.value.hint

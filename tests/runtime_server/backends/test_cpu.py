@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,3 +192,18 @@ def test_a_format_takes_the_room_that_is_checked_for(tmp_path: Path) -> None:
         graph.build(config, RandomWeights(config), folder, quantization=name)
         weights = sum(file.stat().st_size for file in folder.glob("*.bin"))
         assert weights <= per_parameter * graph.parameter_count(config)
+
+
+def test_weights_that_are_no_numbers_are_refused_at_load(tmp_path: Path) -> None:
+    graph.build(LLAMA, RandomWeights(LLAMA), tmp_path, quantization="fp32")
+    weights = (tmp_path / graph.MODEL_FILE).with_suffix(".bin")
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
+    with pytest.raises(PullError, match="damaged"):
+        CpuBackend(tmp_path, LLAMA, blocks=BLOCKS, max_batch=1, threads=2)
+
+
+@pytest.mark.parametrize("wrong", [{"vocab_size": 98}, {"layers": 3}, {"kv_heads": 4}, {"head_dim": 32}], ids=str)
+def test_a_model_of_another_shape_is_refused_at_load(wrong: dict[str, Any], tmp_path: Path) -> None:
+    graph.build(LLAMA, RandomWeights(LLAMA), tmp_path)
+    with pytest.raises(PullError, match="cannot be read"):
+        CpuBackend(tmp_path, replace(LLAMA, **wrong), blocks=BLOCKS, max_batch=1, threads=2)

@@ -126,3 +126,12 @@ def test_banned_tokens_are_not_drawn() -> None:
 def test_a_tiny_temperature_is_greedy(temperature: float, cuts: dict[str, Any]) -> None:
     logits = np.array([1.0, 9.0, -20.0, 8.0], np.float32)
     assert draw(logits, replace(SamplingParams(temperature=temperature), **cuts), 0.99) == 1
+
+
+@pytest.mark.parametrize("cuts", [{}, {"min_p": 0.1}, {"top_p": 0.9}, {"top_k": 3}], ids=str)
+def test_logits_that_are_no_numbers_harm_nobody_else(cuts: dict[str, Any]) -> None:
+    row = SamplingRow(SamplingParams(temperature=1.0, **cuts), seed=1, choice=0, position=0)
+    good = np.linspace(0, 1, 50, dtype=np.float32)
+    logits = np.stack([good, np.full(50, np.nan, np.float32), good])
+    first, _, last = sample(logits, [row] * 3)
+    assert first == last == sample(good[None].copy(), [row])[0]

@@ -48,3 +48,13 @@ def test_wrong_types_are_damage(change: dict[str, Any]) -> None:
     text = json.dumps({**json.loads(MANIFEST.to_json()), **change})
     with pytest.raises(PullError, match=r"manifest\.json is damaged"):
         Manifest.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "change", [{"layers": 0}, {"head_dim": 24}, {"head_dim": 512}, {"context_length": 10**30}], ids=repr
+)
+def test_sizes_that_cannot_run_are_refused(change: dict[str, int]) -> None:
+    data = json.loads(MANIFEST.to_json())
+    data["config"] |= change
+    with pytest.raises(PullError, match=next(iter(change)).split("_")[0]):
+        Manifest.from_json(json.dumps(data))
