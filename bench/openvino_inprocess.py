@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from bench.openvino_engine import Engine, EngineSettings
+from bench.options import add_openvino_options
 from bench.record import run
 from bench.stream import Request, Stream, checked
 from bench.workloads import Plan, warm_up
@@ -68,10 +69,7 @@ async def measure(engine: Engine, plan: Plan, name: str, seed: str) -> list[dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", required=True, help="the model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
-    parser.add_argument("--prefix-cache", action="store_true", help="share the prefixes of prompts")
+    add_openvino_options(parser)
     parser.add_argument("--plan", default="{}", help="JSON of the plan whose workloads are run")
     given = parser.parse_args()
     plan = Plan(**json.loads(given.plan))

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from bench.options import add_openvino_options
+
 if TYPE_CHECKING:
     from bench.openvino_engine import EngineSettings, Output
 
@@ -162,10 +164,7 @@ async def serve(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gguf", required=True, help="the model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
-    parser.add_argument("--prefix-cache", action="store_true", help="share the prefixes of prompts")
+    add_openvino_options(parser)
     parser.add_argument("--port", type=int, default=8090)
     asyncio.run(serve(parser.parse_args()))
 

@@ -29,3 +29,11 @@ def among(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         return found
 
     return names
+
+
+def add_openvino_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that both of OpenVINO's programs take: those of ``bench.openvino_engine.EngineSettings``."""
+    parser.add_argument("--gguf", required=True, help="the model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=32, help="requests that run at the same time")
+    parser.add_argument("--prefix-cache", action="store_true", help="share the prefixes of prompts")

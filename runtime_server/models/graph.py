@@ -113,7 +113,7 @@ class _Decoder:
     def build(self) -> onnx.GraphProto:
         config, nodes = self._config, self._nodes
         self._rope_caches()
-        embed = pack(self._weights.load("embed"), self._quantization)
+        embed = self._pack(self._weights.load("embed"))
         table = nodes.constant("embed", embed.data)
         hidden = nodes.native(
             "MantlerEmbedding",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_server.models.quantize import BLOCK, Blocks, quantize
+from runtime_server.models.quantize import BLOCK, Blocks, in_blocks, quantize
 
 PANEL = 16
 """Outputs that are computed side by side."""
@@ -54,10 +54,8 @@ def interleaved(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDArray[n
 
 
 def _fp32_panels(weight: NDArray[np.float32]) -> NDArray[np.uint8]:
-    rows, columns = weight.shape
-    whole = np.zeros((rows, -(-columns // BLOCK) * BLOCK), np.float32)
-    whole[:, :columns] = weight
-    panels = whole.reshape(-1, PANEL, whole.shape[1]).swapaxes(1, 2)
+    blocks = in_blocks(weight)
+    panels = blocks.reshape(-1, PANEL, blocks.shape[1] * BLOCK).swapaxes(1, 2)
     return np.ascontiguousarray(panels).view(np.uint8).reshape(-1)
 
 

@@ -15,15 +15,15 @@ NATIVE = "mantler"
 
 
 class Nodes:
-    """Nodes in the order of their execution. Each is named after its first output."""
+    """Nodes in the order of their execution. Each is named after its output."""
 
     def __init__(self, file: TensorFile) -> None:
         self.list: list[onnx.NodeProto] = []
         self._file = file
 
-    def add(self, op: str, inputs: list[str], output: str, *more: str, domain: str = "", **attributes: Any) -> str:
-        """Adds a node with the outputs ``output`` and ``more``; returns ``output``."""
-        node = helper.make_node(op, inputs, [output, *more], name=output, domain=domain, **attributes)
+    def add(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+        """Adds a node with the output ``output``; returns it."""
+        node = helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes)
         self.list.append(node)
         return output
 

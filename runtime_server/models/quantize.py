@@ -33,7 +33,7 @@ def quantize(weight: NDArray[np.float32]) -> Blocks:
 
     Weights that were published with 4 bits, as GGUF's ``Q4_0`` and ``Q4_1``, so stay what they are.
     """
-    blocks = _blocks(weight)
+    blocks = in_blocks(weight)
     return four_bits(blocks) or eight_bits(blocks)
 
 
@@ -85,7 +85,8 @@ def _levels(
     return levels
 
 
-def _blocks(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def in_blocks(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """``weight [rows, columns]`` as ``[rows, blocks, 32]``; zeros fill the last block."""
     rows, columns = weight.shape
     count = -(-columns // BLOCK)
     padded = np.zeros((rows, count * BLOCK), np.float32)
