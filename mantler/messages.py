@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mantler.constraints import Constraint
 from mantler.errors import ErrorCode, MantlerError, invalid
 
 MAX_MESSAGES = 8192
@@ -155,6 +156,8 @@ class GenerateRequest:
     """Lower is sooner. Waiting counts as well, so that nobody waits for ever."""
     cache_salt: str | None = None
     """Prompts share computed prefixes with requests of the same salt only; without one, with those without one."""
+    constraint: Constraint | None = None
+    """What the output must match."""
 
     def __post_init__(self) -> None:
         printable = self.request_id.isascii() and self.request_id.isprintable()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import assert_never
 
+from mantler import constraints as c
 from mantler import messages as m
 from mantler.errors import invalid, unsupported
 from mantler.v1 import chat_pb2, generation_pb2, model_pb2
@@ -78,6 +79,8 @@ def request_to_proto(request: m.GenerateRequest) -> generation_pb2.GenerateReque
     message.priority = request.priority
     if request.cache_salt is not None:
         message.cache_salt = request.cache_salt
+    if request.constraint is not None:
+        _write_constraint(message, request.constraint)
     return message
 
 
@@ -92,6 +95,7 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> m.GenerateReq
         stop=_stop_from_proto(message.stop),
         priority=message.priority,
         cache_salt=message.cache_salt if message.HasField("cache_salt") else None,
+        constraint=_constraint_from_proto(message),
     )
 
 
@@ -283,7 +287,6 @@ def _refuse_unsupported(message: generation_pb2.GenerateRequest) -> None:
     refused = {
         "n": message.HasField("n") and message.n != 1,
         "logprobs": message.HasField("logprobs"),
-        message.WhichOneof("constraint") or "constraint": message.WhichOneof("constraint") is not None,
         "resume": message.HasField("resume"),
         "presence_penalty": sampling.presence_penalty != 0,
         "frequency_penalty": sampling.frequency_penalty != 0,
@@ -305,6 +308,36 @@ def _prompt_from_proto(message: generation_pb2.GenerateRequest) -> m.Prompt:
             return m.TokenPrompt(tuple(message.token_ids.ids))
         case _:
             raise invalid("prompt", "must be set: chat, text or token_ids.")
+
+
+def _write_constraint(message: generation_pb2.GenerateRequest, constraint: c.Constraint) -> None:
+    match constraint:
+        case c.JsonSchemaConstraint():
+            message.json_schema = constraint.schema
+        case c.JsonObjectConstraint():
+            message.json_object.SetInParent()
+        case c.RegexConstraint():
+            message.regex = constraint.pattern
+        case c.GrammarConstraint():
+            message.grammar = constraint.grammar
+        case c.ChoiceConstraint():
+            message.choice.values.extend(constraint.values)
+
+
+def _constraint_from_proto(message: generation_pb2.GenerateRequest) -> c.Constraint | None:
+    match message.WhichOneof("constraint"):
+        case "json_schema":
+            return c.JsonSchemaConstraint(message.json_schema)
+        case "json_object":
+            return c.JsonObjectConstraint()
+        case "regex":
+            return c.RegexConstraint(message.regex)
+        case "grammar":
+            return c.GrammarConstraint(message.grammar)
+        case "choice":
+            return c.ChoiceConstraint(tuple(message.choice.values))
+        case None:
+            return None
 
 
 def _chat_from_proto(chat: chat_pb2.ChatPrompt) -> m.ChatPrompt:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mantler.config import RuntimeSettings
-from mantler.errors import invalid
+from mantler.constraints import constraint_param
+from mantler.errors import invalid, unsupported
 from mantler.memory import available_bytes
 from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
 from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
@@ -60,6 +61,8 @@ class DeployedModel:
 
         Raises ``MantlerError``: the prompt is invalid or leaves no room for an answer.
         """
+        if request.constraint is not None:
+            raise unsupported(constraint_param(request.constraint))
         prompt_ids = await self.tokenise(request.prompt)
         sequence = self._sequence(request, prompt_ids)
         return Generation(

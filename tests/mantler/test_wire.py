@@ -12,6 +12,7 @@ from grpc.aio import AioRpcError, Metadata
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mantler import constraints as c
 from mantler import messages as m
 from mantler import wire
 from mantler.errors import TABLE, ErrorCode, MantlerError
@@ -49,6 +50,14 @@ stops = st.builds(
     stop_token_ids=st.lists(uint32, max_size=5).map(tuple),
     ignore_eos=st.booleans(),
 )
+short_texts = st.text(min_size=1, max_size=9)
+constraints = st.one_of(
+    st.just(c.JsonObjectConstraint()),
+    short_texts.map(c.JsonSchemaConstraint),
+    short_texts.map(c.RegexConstraint),
+    short_texts.map(c.GrammarConstraint),
+    st.lists(short_texts, min_size=1, max_size=4).map(lambda values: c.ChoiceConstraint(tuple(values))),
+)
 ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=128)
 requests = st.builds(
     m.GenerateRequest,
@@ -59,6 +68,7 @@ requests = st.builds(
     stops,
     st.integers(-100, 100),
     st.none() | st.text(min_size=1, max_size=9),
+    constraint=st.none() | constraints,
 )
 
 usages = st.builds(m.Usage, counts, counts, counts)
@@ -130,11 +140,6 @@ def test_an_event_of_the_future_is_refused() -> None:
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("n", {"n": 2}),
     ("logprobs", {"logprobs": {}}),
-    ("json_schema", {"json_schema": "{}"}),
-    ("json_object", {"json_object": {}}),
-    ("regex", {"regex": "a"}),
-    ("grammar", {"grammar": "a"}),
-    ("choice", {"choice": {"values": ["a"]}}),
     ("resume", {"resume": {}}),
     ("presence_penalty", {"sampling": {"presence_penalty": 1}}),
     ("frequency_penalty", {"sampling": {"frequency_penalty": 1}}),
@@ -164,6 +169,15 @@ def test_what_is_not_supported_yet_is_refused_by_name(param: str, fields: dict[s
         ("model", generation_pb2.GenerateRequest(request_id="r", text="a")),
         ("priority", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", priority=101)),
         ("cache_salt", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", cache_salt="")),
+        ("choice", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", choice={"values": []})),
+        ("choice", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", choice={"values": ["b", ""]})),
+        ("regex", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", regex="")),
+        ("regex", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", regex="a" * 16_385)),
+        ("grammar", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", grammar="a" * 131_073)),
+        (
+            "response_format.json_schema.schema",
+            generation_pb2.GenerateRequest(request_id="r", model="x", text="a", json_schema="{" * 131_073),
+        ),
         ("messages", generation_pb2.GenerateRequest(request_id="r", model="x", chat=chat_pb2.ChatPrompt())),
         ("messages[0].role", generation_pb2.GenerateRequest(request_id="r", model="x", chat={"messages": [{}]})),  # type: ignore[arg-type]
     ],
