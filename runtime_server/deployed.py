@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mantler.config import RuntimeSettings
-from mantler.constraints import constraint_param
-from mantler.errors import invalid, unsupported
+from mantler.errors import invalid
 from mantler.memory import available_bytes
 from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
 from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.constraints.compiler import Compiler
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
@@ -54,6 +54,7 @@ class DeployedModel:
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
         self._longest_token = max(len(data) for data in tokenizer.token_bytes)
+        self._constraints = Compiler(tokenizer, manifest.config.vocab_size, name=manifest.id)
         self._threads = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix=f"tokenise {manifest.id}")
 
     async def generation(self, request: GenerateRequest) -> Generation:
@@ -61,10 +62,11 @@ class DeployedModel:
 
         Raises ``MantlerError``: the prompt is invalid or leaves no room for an answer.
         """
-        if request.constraint is not None:
-            raise unsupported(constraint_param(request.constraint))
         prompt_ids = await self.tokenise(request.prompt)
         sequence = self._sequence(request, prompt_ids)
+        if request.constraint is not None:
+            ends_early = not request.stop.ignore_eos
+            sequence.matcher = await self._constraints.matcher(request.constraint, ends_early=ends_early)
         return Generation(
             self.engine,
             sequence,
@@ -100,6 +102,7 @@ class DeployedModel:
     async def close(self) -> None:
         """Stops the engine and frees its memory. Requests that still run fail."""
         await self.engine.close()
+        await self._constraints.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _sequence(self, request: GenerateRequest, prompt_ids: list[int]) -> Sequence:

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -19,13 +20,15 @@ from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.messages import EngineProfile, FinishReason
 from runtime_server.backends.base import Backend
 from runtime_server.engine.profile import StepCounters
-from runtime_server.engine.sampler import sample
+from runtime_server.engine.sampler import SamplingRow, sample
 from runtime_server.engine.scheduler import Sampled, Scheduler, Step
 from runtime_server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_S = 0.02
+MASK_THREADS = 1
+"""Threads that make the masks of constrained outputs while the backend runs. They start with the first one."""
 
 
 class Sink(Protocol):
@@ -68,6 +71,7 @@ class Engine:
         self._name = name
         self._loop = loop
         self._on_failure = on_failure
+        self._masks = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix=f"masks {name}")
         self._wake = threading.Condition()
         self._counters = StepCounters()
         self._schedule_ns = 0
@@ -151,6 +155,7 @@ class Engine:
             self._loop.call_soon_threadsafe(self._on_failure)
         finally:
             self._step_started_s = None
+            self._masks.shutdown(cancel_futures=True)
             self._backend.close()
 
     def _next_step(self) -> Step | None:
@@ -169,18 +174,30 @@ class Engine:
         run_ns = perf_counter_ns()
         logits = self._backend.run(step.chunks)
         sample_ns = perf_counter_ns()
-        rows = [
-            sequence.sampling_row()
-            for sequence, chunk in zip(step.sequences, step.chunks, strict=True)
-            if chunk.wants_logits
-        ]
-        tokens = sample(logits, rows) if rows else []
+        sampled = [s for s, chunk in zip(step.sequences, step.chunks, strict=True) if chunk.wants_logits]
+        tokens = sample(logits, [self._sampling_row(sequence) for sequence in sampled]) if sampled else []
+        for sequence, token_id in zip(sampled, tokens, strict=True):
+            sequence.follow(token_id, self._masks)
         publish_ns = perf_counter_ns()
         self._step_started_s = None
         with self._wake:
             self._publish(self._scheduler.commit(step, tokens))
             times_ns = (self._schedule_ns, run_ns, sample_ns, publish_ns, perf_counter_ns())
             self._counters.add(len(step.chunks), step.prompt_tokens, len(tokens), times_ns)
+
+    def _sampling_row(self, sequence: Sequence) -> SamplingRow:
+        """What decides the sequence's next token. Where its grammar gives up, the sequence fails, and nobody else."""
+        try:
+            return sequence.sampling_row()
+        except MantlerError as error:
+            with self._wake:
+                sink = self._sinks.pop(id(sequence), None)
+                self._scheduler.cancel(sequence)
+            if sink is not None:
+                self._loop.call_soon_threadsafe(_fail, [sink], error)
+            # The step goes on with a token that nobody gets.
+            sequence.matcher = None
+            return sequence.sampling_row()
 
     def _announce(self, step: Step) -> None:
         sinks = [self._sinks[id(sequence)] for sequence in step.admitted]

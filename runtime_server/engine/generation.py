@@ -102,7 +102,7 @@ class Generation:
         text: list[str] = []
         for position, token_id in enumerate(pending):
             self._completion_tokens += 1
-            if self._finish is FinishReason.STOP and position == len(pending) - 1:
+            if token_id in self._sequence.end_ids:
                 text.append(self._flush())
                 return Delta("".join(text), tuple(pending[:-1])), self._finished(
                     FinishReason.STOP, stop_token_id=token_id

@@ -37,18 +37,22 @@ class SamplingRow:
     """How many tokens the choice has so far."""
     banned: tuple[int, ...] = ()
     """Tokens that must not be drawn here."""
+    forbidden: NDArray[np.bool_] | None = None
+    """``[vocab_size]``: the tokens that a grammar does not allow here."""
 
 
 def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
     """One token id per row.
 
     Args:
-        logits: ``[rows, vocab_size]``. Banned entries are overwritten.
+        logits: ``[rows, vocab_size]``. Banned and forbidden entries are overwritten.
         rows: as many as logits has rows.
     """
     for i, row in enumerate(rows):
         if row.banned:
             logits[i, list(row.banned)] = -np.inf
+        if row.forbidden is not None:
+            np.copyto(logits[i], -np.inf, where=row.forbidden)
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if not drawn:
         greedy: list[int] = logits.argmax(axis=1).tolist()

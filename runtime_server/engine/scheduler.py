@@ -49,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A token that a sequence got. Not for the client where ``finish`` is STOP."""
+    """A token that a sequence got. Not for the client where it is one of the sequence's ``end_ids``."""
 
     sequence: Sequence
     token_id: int

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field
 
 from mantler.messages import FinishReason, SamplingParams
+from runtime_server.constraints.matcher import Matcher
 from runtime_server.engine.blocks import block_digest, root_digest
 from runtime_server.engine.sampler import SamplingRow
 
@@ -30,6 +32,8 @@ class Sequence:
     """Lower is sooner."""
     cache_salt: InitVar[str | None] = None
     """Computed blocks are shared with sequences of the same salt only."""
+    matcher: Matcher | None = None
+    """Follows the grammar that the output must match."""
 
     token_ids: array[int] = field(init=False)
     """The prompt and what has been generated."""
@@ -77,15 +81,27 @@ class Sequence:
         return digests[block + 1]
 
     def sampling_row(self) -> SamplingRow:
-        """What decides the next token, besides the logits."""
+        """What decides the next token, besides the logits. Raises ``MantlerError`` where the grammar gives up."""
         position = self.output_tokens
-        banned = tuple(self.end_ids) if position < self.min_tokens else ()
-        return SamplingRow(self.sampling, self.seed, self.choice, position, banned)
+        banned = self.end_ids if position < self.min_tokens else frozenset()
+        forbidden = None
+        if self.matcher is not None:
+            mask = self.matcher.mask()
+            forbidden = mask.forbidden
+            if banned and mask.leaves_none(banned):
+                # A grammar that is satisfied ends the output before min_tokens: there is nothing else to say.
+                banned = frozenset()
+        return SamplingRow(self.sampling, self.seed, self.choice, position, tuple(banned), forbidden)
+
+    def follow(self, token_id: int, executor: Executor) -> None:
+        """Tells the grammar, before :meth:`append`, which token was drawn; ``executor`` makes the next mask."""
+        if self.matcher is not None and token_id not in self.end_ids:
+            self.matcher.advance(token_id, executor)
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the next token; says whether it was the last one and why."""
         self.token_ids.append(token_id)
-        if token_id in self.end_ids:
+        if token_id in self.end_ids or (self.matcher is not None and self.matcher.complete):
             return FinishReason.STOP
         if self.output_tokens >= self.max_tokens:
             return FinishReason.LENGTH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -80,6 +81,41 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Ids of the rendered conversation. The template writes its own BOS where the model wants one."""
         return self._encode(self.render_chat(messages), "messages", add_special_tokens=False)
+
+    def encode_exactly(self, data: bytes) -> list[int]:
+        """Ids whose bytes are ``data``, no control token among them.
+
+        They are the ones the model has learned where its tokenizer spells ``data`` exactly. Where it would not, as it
+        adds a space or recognises a control token, each token is the longest that fits. Raises ``ValueError`` for a
+        byte that no token holds.
+        """
+        table = self.token_bytes
+        try:
+            token_ids = self._tokenizer.encode(data.decode(), add_special_tokens=False).ids
+        except UnicodeDecodeError:
+            return self._encode_greedily(data)
+        pieces = [table[token_id] for token_id in token_ids]
+        if all(pieces) and b"".join(pieces) == data:
+            return token_ids
+        return self._encode_greedily(data)
+
+    @cached_property
+    def _id_of(self) -> dict[bytes, int]:
+        return {data: token_id for token_id, data in enumerate(self.token_bytes) if data}
+
+    def _encode_greedily(self, data: bytes) -> list[int]:
+        longest = max(map(len, self._id_of), default=0)
+        token_ids = []
+        start = 0
+        while start < len(data):
+            stop = min(len(data), start + longest)
+            while data[start:stop] not in self._id_of:
+                stop -= 1
+                if stop == start:
+                    raise ValueError(f"no token holds the byte {data[start]}")
+            token_ids.append(self._id_of[data[start:stop]])
+            start = stop
+        return token_ids
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         try:
