@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +62,7 @@ def asker(opened: aiohttp.ClientSession, endpoint: Endpoint) -> Ask:
         try:
             async with opened.post(url, json=body(request, endpoint.model), headers=endpoint.headers) as response:
                 if response.status == 200:
-                    await read(response.content, stream, on_first)
+                    await read(response.content.iter_any(), stream, on_first)
                 else:
                     stream.error = f"HTTP {response.status}"
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -73,11 +73,34 @@ def asker(opened: aiohttp.ClientSession, endpoint: Endpoint) -> Ask:
     return ask
 
 
-async def read(lines: AsyncIterable[bytes], stream: Stream, on_first: Callable[[], None]) -> None:
-    """Takes an event stream to its end."""
-    ended = False
-    async for line in lines:
+async def read(blocks: AsyncIterable[bytes], stream: Stream, on_first: Callable[[], None]) -> None:
+    """Takes an event stream to its end. A piece came when its line was whole.
+
+    The client shares the machine with the server, so it only notes times while the answer comes: JSON is read up to the
+    first piece and from then on after the end.
+    """
+    waiting: list[tuple[float, bytes]] = []
+    rest, ended = b"", False
+    async for block in blocks:
         now = time.perf_counter()
+        if stream.pieces:
+            waiting.append((now, block))
+            continue
+        *lines, rest = (rest + block).split(b"\n")
+        ended = _take(lines, now, stream) or ended
+        if stream.pieces:
+            on_first()
+    for came, block in waiting:
+        *lines, rest = (rest + block).split(b"\n")
+        ended = _take(lines, came, stream) or ended
+    if not ended and not stream.error:
+        stream.error = "stream cut off"
+
+
+def _take(lines: Iterable[bytes], came: float, stream: Stream) -> bool:
+    """Adds what ``lines`` say to ``stream``; whether they hold the end."""
+    ended = False
+    for line in lines:
         data = line.removeprefix(b"data:").strip()
         if not line.startswith(b"data:"):
             continue
@@ -88,11 +111,8 @@ async def read(lines: AsyncIterable[bytes], stream: Stream, on_first: Callable[[
         if "error" in chunk:
             stream.error = "error event"
         elif any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
-            if not stream.pieces:
-                on_first()
-            stream.pieces.append(now)
+            stream.pieces.append(came)
         if usage := chunk.get("usage"):
             stream.prompt_tokens, stream.tokens = usage["prompt_tokens"], usage["completion_tokens"]
             stream.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    if not ended and not stream.error:
-        stream.error = "stream cut off"
+    return ended

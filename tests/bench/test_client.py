@@ -32,8 +32,25 @@ async def test_pieces_and_usage_are_taken() -> None:
     events = (chunk(""), chunk("a"), chunk("b"), {"choices": [], "usage": USAGE})
     await read(lines(*events), stream, lambda: firsts.append(len(stream.pieces)))
     assert (len(stream.pieces), stream.prompt_tokens, stream.cached_tokens, stream.tokens) == (2, 7, 4, 2)
-    assert firsts == [0], "told once, at the first piece"
+    assert firsts == [1], "told once, at the first piece"
     assert stream.error == ""
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 10_000])
+async def test_blocks_may_end_anywhere(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"".join([line async for line in lines(chunk(""), chunk("a"), chunk("é"), {"choices": [], "usage": USAGE})])
+    blocks = [data[at : at + size] for at in range(0, len(data), size)]
+    monkeypatch.setattr("bench.client.time.perf_counter", iter(range(len(blocks))).__next__)
+
+    async def read_blocks() -> AsyncIterator[bytes]:
+        for block in blocks:
+            yield block
+
+    stream, firsts = Stream(0.0), list[int]()
+    await read(read_blocks(), stream, lambda: firsts.append(len(stream.pieces)))
+    ends = [data.index(b"\n", data.index(text)) for text in (b'"a"', b'"\\u00e9"')]
+    assert stream.pieces == [end // size for end in ends], "each when its line was whole"
+    assert (stream.tokens, stream.error, len(firsts)) == (2, "", 1)
 
 
 @pytest.mark.parametrize(
