@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -19,6 +20,8 @@ from mantler.telemetry import configure_logging
 
 _HARD_END_S = 5.0
 """Time beyond the drain timeout after which an orphan ends the hard way."""
+_GRPC_EXPERIMENTS = "-event_engine_client"
+"""One thread reads gRPC, not a pool that hands each message on: a third of the facade's time (docs/decisions/0011)."""
 
 _lifeline_option = option(
     "--exit-with-stdin",
@@ -69,6 +72,8 @@ def facade(flags: dict[str, object], exit_with_stdin: bool) -> None:
     """
     settings = read(FacadeSettings, flags)
     _prepare(settings, settings.http, "--http", settings.drain_timeout_s, exit_with_stdin)
+    # gRPC reads it once, when it is imported.
+    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
     from facade.app import serve
 
     try:
