@@ -80,7 +80,7 @@ def build(root: Path, target: Path) -> None:
 def _instruction_sets() -> dict[str, list[str]]:
     sets: dict[str, list[str]] = {"baseline": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        sets |= {"avx2": _AVX2, "avx512": _AVX2 + _AVX512}
+        sets |= {"avx2": _AVX2, "avx512": _AVX2 + _AVX512, "avx512_bf16": [*_AVX2, *_AVX512, "-mavx512bf16"]}
     return sets
 
 

@@ -160,6 +160,8 @@ def _instructions() -> str:
         return ""
     flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "").split()
     known = [
-        name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm") if name in flags
+        name
+        for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+        if name in flags
     ]
     return f" with {', '.join(known)}" if known else ""

@@ -38,7 +38,8 @@ _UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile,
 
 _HINT = "pull it again with --force"
 
-KV_DTYPE = np.dtype(np.float16)
+KV_DTYPE = np.dtype(np.uint16)
+"""The bits of bf16, which numpy has no type for."""
 
 
 def kv_bytes_per_token(config: DecoderConfig) -> int:
@@ -110,7 +111,7 @@ class CpuBackend:
         del self._binding, self._session, self._cache
 
 
-def _reserved(shape: tuple[int, ...]) -> NDArray[np.float16]:
+def _reserved(shape: tuple[int, ...]) -> NDArray[np.uint16]:
     """Zeros that take memory only where they are written.
 
     numpy asks for huge pages: the first tokens of a sequence would wait for the system to clear megabytes for each

@@ -4,14 +4,14 @@ The graph works on *packed* rows: the tokens of all sequences in one step, promp
 the other. Its nodes are the operators of ``runtime_server/native``; keys and values live in blocks of a shared cache,
 which attention finds by a table per sequence. Inputs, with T packed tokens and B sequences:
 
-====================  ==================  ==============================================================
+====================  ==================  =====================================================================
 ``input_ids``         int64 ``[T]``       token ids
 ``row_starts``        int32 ``[B + 1]``   first packed row of each sequence, and T
 ``past_tokens``       int32 ``[B]``       tokens in the cache before this step
 ``block_table``       int32 ``[B, W]``    the sequence's blocks; places after its last one are not read
 ``logit_rows``        int64 ``[R]``       packed rows whose logits are wanted
-``kv_cache``          fp16 ``[blocks, layers, kv_heads, 2, 16 * head_dim]``, written in place
-====================  ==================  ==============================================================
+``kv_cache``          bf16 as uint16 ``[blocks, layers, kv_heads, 2, 16 * head_dim]``, written in place
+====================  ==================  =====================================================================
 
 Output ``logits`` is fp32 ``[R, vocab_size]``.
 """
@@ -221,7 +221,7 @@ class _Decoder:
             helper.make_tensor_value_info("past_tokens", short, ["B"]),
             helper.make_tensor_value_info("block_table", short, ["B", "W"]),
             helper.make_tensor_value_info("logit_rows", long, ["R"]),
-            helper.make_tensor_value_info("kv_cache", TensorProto.FLOAT16, cache),
+            helper.make_tensor_value_info("kv_cache", TensorProto.UINT16, cache),
         ]
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:

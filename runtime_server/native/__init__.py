@@ -29,7 +29,7 @@ def library() -> Path:
 
 @functools.cache
 def instruction_set() -> str:
-    """What the operators use on this processor: ``avx512_vnni``, ``avx2`` or ``baseline``.
+    """What the operators use on this processor: ``avx512_bf16``, ``avx512_vnni``, ``avx2`` or ``baseline``.
 
     Raises ``MantlerError`` as :func:`library` does, and where the environment names a set that cannot be used.
     """

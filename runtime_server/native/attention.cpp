@@ -1,5 +1,6 @@
 #include "attention.h"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -44,20 +45,27 @@ struct Gathered {
   F32 output[count][kMaxVectors];
 };
 
+// What a query is multiplied with keys by, or a weight with values.
+typedef Factors Query[kMaxVectors * kLanes / 2];
+typedef Factors Weights[kSegment / 2];
+
 template <int count>
-MANTLER_INLINE void scores_of_block(const Geometry& g, const float* const (&queries)[count], const uint16_t* keys,
+MANTLER_INLINE void scores_of_block(const Geometry& g, const Query (&queries)[count], const uint16_t* keys,
                                     const uint16_t* later_keys, F32 (&scores)[count]) {
   // Two sums each, since an addition waits for the one before it.
   F32 even[count], odd[count];
   for (int q = 0; q < count; ++q) even[q] = odd[q] = F32{};
-  for (int64_t d = 0; d < g.head_dim; d += 2) {
-    // One cache line each: the keys of a later block, and the values that this block's keys stand before.
-    __builtin_prefetch(later_keys + d * kBlockTokens);
-    __builtin_prefetch(keys + (g.head_dim + d) * kBlockTokens);
-    const F32 first = load_half(keys + d * kBlockTokens), second = load_half(keys + (d + 1) * kBlockTokens);
+  for (int64_t i = 0; i < g.head_dim / 2; i += 2) {
+    const uint16_t* at = keys + i * 2 * kBlockTokens;
+    // Two cache lines each: the keys of a later block, and the values that this block's keys stand before.
+    for (int line = 0; line < 2; ++line) {
+      __builtin_prefetch(later_keys + (i + line) * 2 * kBlockTokens);
+      __builtin_prefetch(at + line * 2 * kBlockTokens + g.head_dim * kBlockTokens);
+    }
+    const Pairs first = load_pairs(at), second = load_pairs(at + 2 * kBlockTokens);
     for (int q = 0; q < count; ++q) {
-      even[q] = fma(splat(queries[q][d]), first, even[q]);
-      odd[q] = fma(splat(queries[q][d + 1]), second, odd[q]);
+      even[q] = dot(queries[q][i], first, even[q]);
+      odd[q] = dot(queries[q][i + 1], second, odd[q]);
     }
   }
   for (int q = 0; q < count; ++q) scores[q] = even[q] + odd[q];
@@ -66,19 +74,19 @@ MANTLER_INLINE void scores_of_block(const Geometry& g, const float* const (&quer
 // Sums of weighted values of one segment, `width` vectors of the head at a time.
 template <int count, int width>
 MANTLER_INLINE void weigh_values(const Geometry& g, const uint16_t* const* values, int64_t blocks,
-                                 const float (&weights)[count][kSegment], int64_t vector, const F32 (&factors)[count],
+                                 const Weights (&weights)[count], int64_t vector, const F32 (&factors)[count],
                                  Gathered<count>& gathered) {
   F32 sums[count][width];
   for (int q = 0; q < count; ++q)
     for (int v = 0; v < width; ++v) sums[q][v] = gathered.output[q][vector + v] * factors[q];
   for (int64_t block = 0; block < blocks; ++block) {
-    const uint16_t* at = values[block] + vector * kLanes;
-    for (int t = 0; t < kBlockTokens; ++t) {
-      F32 value[width];
-      for (int v = 0; v < width; ++v) value[v] = load_half(at + t * g.head_dim + v * kLanes);
+    const uint16_t* at = values[block] + vector * 2 * kLanes;
+    for (int t = 0; t < kBlockTokens / 2; ++t) {
+      Pairs value[width];
+      for (int v = 0; v < width; ++v) value[v] = load_pairs(at + (t * g.head_dim + v * kLanes) * 2);
       for (int q = 0; q < count; ++q) {
-        const F32 weight = splat(weights[q][block * kBlockTokens + t]);
-        for (int v = 0; v < width; ++v) sums[q][v] = fma(weight, value[v], sums[q][v]);
+        const Factors weight = weights[q][block * kBlockTokens / 2 + t];
+        for (int v = 0; v < width; ++v) sums[q][v] = dot(weight, value[v], sums[q][v]);
       }
     }
   }
@@ -89,7 +97,7 @@ MANTLER_INLINE void weigh_values(const Geometry& g, const uint16_t* const* value
 template <int count>
 void attend_queries(const Geometry& g, const float* const (&queries)[count], const int64_t (&positions)[count],
                     const int32_t* table, int64_t kv_head, const uint16_t* cache, float* const (&results)[count]) {
-  const int64_t vectors = g.head_dim / kLanes;
+  const int64_t vectors = std::min<int64_t>(g.head_dim / kLanes, kMaxVectors);
   const int64_t last = positions[count - 1];  // positions never fall from one query to the next
   // A query that comes first sees the oldest keys; whole segments before them are left out for all.
   const int64_t oldest = g.window && positions[0] >= g.window ? positions[0] - g.window + 1 : 0;
@@ -102,7 +110,11 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
     gathered.total[q] = 0.0f;
     for (int64_t v = 0; v < vectors; ++v) gathered.output[q][v] = F32{};
   }
-  alignas(64) float weights[count][kSegment];
+  alignas(64) Query rounded[count];
+  for (int q = 0; q < count; ++q)
+    for (int64_t v = 0; v < vectors; ++v) store_factors(rounded[q] + v * kLanes / 2, load(queries[q] + v * kLanes));
+  alignas(64) float scores[count][kSegment];
+  alignas(64) Weights weights[count];
   for (int64_t segment = oldest / kSegment; segment * kSegment <= last; ++segment) {
     const int64_t start = segment * kSegment;
     const int64_t left = last + 1 - start;
@@ -117,16 +129,16 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
       const int64_t later = first / kBlockTokens + kAhead;
       const bool is_there = later * kBlockTokens <= last;
       const uint16_t* later_keys = is_there ? cache + block_offset(g, table[later], kv_head) : keys;
-      F32 scores[count];
-      scores_of_block<count>(g, queries, keys, later_keys, scores);
+      F32 of_block[count];
+      scores_of_block<count>(g, rounded, keys, later_keys, of_block);
       for (int q = 0; q < count; ++q) {
-        F32 score = scores[q] * splat(g.scale);
+        F32 score = of_block[q] * splat(g.scale);
         const F32 position = lanes + splat(static_cast<float>(first));
         if (first + kBlockTokens - 1 > positions[q])
           score = where_greater(position, splat(static_cast<float>(positions[q])), splat(nothing), score);
         if (g.window)
           score = where_greater(position, splat(static_cast<float>(positions[q] - g.window)), score, splat(nothing));
-        store(weights[q] + block * kBlockTokens, score);
+        store(scores[q] + block * kBlockTokens, score);
         largest[q] = max(largest[q], score);
       }
     }
@@ -138,8 +150,8 @@ void attend_queries(const Geometry& g, const float* const (&queries)[count], con
       const F32 shift = splat(now == nothing ? 0.0f : now);
       F32 total = F32{};
       for (int64_t block = 0; block < blocks; ++block) {
-        const F32 weight = exp(load(weights[q] + block * kBlockTokens) - shift);
-        store(weights[q] + block * kBlockTokens, weight);
+        const F32 weight = exp(load(scores[q] + block * kBlockTokens) - shift);
+        store_factors(weights[q] + block * kBlockTokens / 2, weight);
         total += weight;
       }
       float factor[kLanes];
@@ -198,13 +210,15 @@ void append(const Geometry& g, float* qkv, const Place& place, const float* cos,
   const int64_t token = place.position % kBlockTokens;
   for (int64_t kv_head = 0; kv_head < g.kv_heads; ++kv_head) {
     uint16_t* keys = cache + block_offset(g, place.blocks[place.position / kBlockTokens], kv_head);
-    uint16_t* values = keys + kBlockTokens * g.head_dim + token * g.head_dim;
+    uint16_t* values = keys + kBlockTokens * g.head_dim + token / 2 * 2 * g.head_dim + token % 2;
     const float* key = qkv + (g.heads + kv_head) * g.head_dim;
     const float* value = key + g.kv_heads * g.head_dim;
-    for (int64_t d = 0; d < g.head_dim; ++d) {
-      keys[d * kBlockTokens + token] = float_to_half(key[d]);
-      values[d] = float_to_half(value[d]);
-    }
+    // Rounded in loops of their own, which compilers turn into vectors.
+    uint16_t rounded[kMaxVectors * kLanes];
+    for (int64_t d = 0; d < g.head_dim; ++d) rounded[d] = float_to_bf16(key[d]);
+    for (int64_t d = 0; d < g.head_dim; d += 2) std::memcpy(keys + (d * kBlockTokens + 2 * token), rounded + d, 4);
+    for (int64_t d = 0; d < g.head_dim; ++d) rounded[d] = float_to_bf16(value[d]);
+    for (int64_t d = 0; d < g.head_dim; ++d) values[2 * d] = rounded[d];
   }
 }
 

@@ -1,7 +1,8 @@
 // Grouped-query attention over a KV cache in blocks of 16 tokens.
 //
-// A block holds, for every layer and KV head, the keys of its tokens as [head_dim][16 tokens] and their values as
-// [16 tokens][head_dim], both fp16; blocks are outermost, so that a sequence's memory is in few places:
+// A block holds, for every layer and KV head, the keys and the values of its tokens in bf16; blocks are outermost, so
+// that a sequence's memory is in few places. Neighbours that are multiplied together lie side by side: of keys two numbers
+// of a head, [head_dim / 2][16 tokens][2], of values two tokens, [8][head_dim][2]:
 //
 //     cache [blocks][layers][kv_heads][2][16 * head_dim]
 //

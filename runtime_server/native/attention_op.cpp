@@ -1,4 +1,4 @@
-// MantlerAttention (qkv [T, (heads + 2 kv_heads) D], cache fp16, row_starts [B + 1] int32, past_tokens [B] int32,
+// MantlerAttention (qkv [T, (heads + 2 kv_heads) D], cache bf16 as uint16, row_starts [B + 1] int32, past_tokens [B] int32,
 //                   block_table [B, W] int32, cos [P, D/2], sin [P, D/2], q_norm [D]?, k_norm [D]?) -> [T, heads D]
 // Attributes: heads, kv_heads, head_dim, layers, layer, window, scale, epsilon.
 // It writes to the cache and rotates qkv in place, so nothing else may read either.
@@ -113,8 +113,8 @@ struct Attention final : Kernel {
 }  // namespace
 
 const ort::CustomOp* attention_op() {
-  using ort::kFloat, ort::kFloat16, ort::kInt32, ort::kOptional;
-  static const Op<Attention> op("MantlerAttention", {{kFloat}, {kFloat16}, {kInt32}, {kInt32}, {kInt32}, {kFloat},
+  using ort::kFloat, ort::kInt32, ort::kOptional, ort::kUint16;
+  static const Op<Attention> op("MantlerAttention", {{kFloat}, {kUint16}, {kInt32}, {kInt32}, {kInt32}, {kFloat},
                                                      {kFloat}, {kFloat, kOptional}, {kFloat, kOptional}});
   return &op;
 }

@@ -37,7 +37,7 @@ struct ApiBase {
 constexpr uint32_t kVersion = 17;
 constexpr int kInvalidArgument = 2;
 
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kFloat16 = 10 };
+enum ElementType : int { kFloat = 1, kUint8 = 2, kUint16 = 4, kInt32 = 6, kInt64 = 7 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 struct CustomOp {

@@ -42,5 +42,8 @@ inline bool has_avx512_vnni() {
   return has_avx2() && keeps(0xe6) && has(r.ebx, {16, 17, 30, 31}) && has(r.ecx, {11});
 }
 
+// The product of pairs of bf16, too.
+inline bool has_avx512_bf16() { return has_avx512_vnni() && has(cpuid(7, 1).eax, {5}); }
+
 }  // namespace processor
 #endif

@@ -19,6 +19,7 @@ MANTLER_DECLARE(baseline)
 #if defined(__x86_64__)
 MANTLER_DECLARE(avx2)
 MANTLER_DECLARE(avx512)
+MANTLER_DECLARE(avx512_bf16)
 #endif
 
 namespace {
@@ -32,7 +33,8 @@ struct Isa {
 // The first that this processor has, or the one that MANTLER_INSTRUCTION_SET names if it has that.
 const Isa& chosen() {
 #if defined(__x86_64__)
-  static const Isa all[] = {{"avx512_vnni", processor::has_avx512_vnni(), MANTLER_OPS(avx512)},
+  static const Isa all[] = {{"avx512_bf16", processor::has_avx512_bf16(), MANTLER_OPS(avx512_bf16)},
+                            {"avx512_vnni", processor::has_avx512_vnni(), MANTLER_OPS(avx512)},
                             {"avx2", processor::has_avx2(), MANTLER_OPS(avx2)},
                             {"baseline", true, MANTLER_OPS(baseline)}};
 #else

@@ -205,19 +205,77 @@ MANTLER_INLINE float half_to_float(uint16_t half) {
 #endif
 }
 
-// Rounds to nearest even. What is no number of fp16 becomes the largest or least one, since infinities would spread, and a
-// "not a number" even to whoever uses the block next.
-MANTLER_INLINE uint16_t float_to_half(float value) {
-  const float bounded = value > 65504.0f ? 65504.0f : value >= -65504.0f ? value : -65504.0f;
-#if defined(__F16C__)
-  return static_cast<uint16_t>(_cvtss_sh(bounded, _MM_FROUND_TO_NEAREST_INT));
-#else
-  const _Float16 half = static_cast<_Float16>(bounded);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof bits);
-  return bits;
-#endif
+// bf16 is the upper half of fp32. Rounds to nearest even. What it cannot hold becomes the largest or least number of bf16,
+// since infinities would spread, and a "not a number" even to whoever uses the memory next.
+MANTLER_INLINE uint16_t float_to_bf16(float value) {
+  const float largest = 0x1.fep127f;
+  const float bounded = value > largest ? largest : value >= -largest ? value : -largest;
+  uint32_t bits;
+  std::memcpy(&bits, &bounded, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+// Sixteen lanes of two bf16 that lie side by side, and the two numbers that they are multiplied by. Where the processor has
+// no such product, those two stay fp32.
+#if defined(__AVX512BF16__)
+struct Pairs {
+  __m512bh both;
+};
+typedef int32_t Factors;
+
+MANTLER_INLINE Pairs load_pairs(const uint16_t* from) {
+  Pairs pairs;
+  std::memcpy(&pairs, from, sizeof pairs);
+  return pairs;
+}
+
+// sum + first * first + second * second
+MANTLER_INLINE F32 dot(Factors factors, const Pairs& pairs, const F32& sum) {
+  const __m512i all = _mm512_set1_epi32(factors);
+  __m512bh twins;
+  std::memcpy(&twins, &all, sizeof twins);
+  return reinterpret_cast<F32>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), twins, pairs.both));
+}
+
+// Sixteen neighbours as eight factors.
+MANTLER_INLINE void store_factors(Factors* to, const F32& value) {
+  const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(value));
+  std::memcpy(to, &rounded, sizeof rounded);
+}
+#else
+struct Pairs {
+  F32 first, second;
+};
+struct Factors {
+  float first, second;
+};
+
+template <typename V = F32>
+MANTLER_INLINE void split_pairs(const uint16_t* from, V& first, V& second) {
+  if constexpr (kIsRegister<V>) {
+    Wholes both;
+    std::memcpy(&both, from, sizeof both);
+    const Wholes low = both << 16, high = both & static_cast<int32_t>(0xffff0000);
+    std::memcpy(&first, &low, sizeof first);
+    std::memcpy(&second, &high, sizeof second);
+  } else {
+    split_pairs(from, first.low, second.low);
+    split_pairs(from + 2 * kHalf<V>, first.high, second.high);
+  }
+}
+
+MANTLER_INLINE Pairs load_pairs(const uint16_t* from) {
+  Pairs pairs;
+  split_pairs(from, pairs.first, pairs.second);
+  return pairs;
+}
+
+MANTLER_INLINE F32 dot(const Factors& factors, const Pairs& pairs, const F32& sum) {
+  return fma(splat(factors.second), pairs.second, fma(splat(factors.first), pairs.first, sum));
+}
+
+MANTLER_INLINE void store_factors(Factors* to, const F32& value) { store(&to->first, value); }
+#endif
 
 // Halves are added to each other until one number is left.
 MANTLER_INLINE float sum_lanes(const Floats& value) {
@@ -252,22 +310,37 @@ MANTLER_INLINE float max_lanes(const Pair<V>& value) {
   return max_lanes(max(value.low, value.high));
 }
 
-// e^x within two units in the last place; 0 for x below -87.
+// p = e^r for r within ln 2 / 2 of 0.
+template <typename V>
+MANTLER_INLINE V exp_near_zero(const V& r) {
+  V p = splat<V>(1.3981999507e-3f);
+  p = fma(p, r, splat<V>(8.3334519073e-3f));
+  p = fma(p, r, splat<V>(4.1665795894e-2f));
+  p = fma(p, r, splat<V>(1.6666665459e-1f));
+  p = fma(p, r, splat<V>(0.5f));
+  return fma(p, r * r, r) + splat<V>(1.0f);
+}
+
+// e^x within two units in the last place; 0 for x below -104.
 MANTLER_INLINE F32 exp(const F32& exponent) {
+  // x = n ln 2 + r
+#if defined(__AVX512F__)
+  const __m512 x = _mm512_max_ps(reinterpret_cast<__m512>(exponent), _mm512_set1_ps(-110.0f));
+  const F32 n = reinterpret_cast<F32>(_mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0));
+  F32 r = fma(n, splat(-0.693145752f), reinterpret_cast<F32>(x));
+  r = fma(n, splat(-1.42860677e-6f), r);
+  return reinterpret_cast<F32>(
+      _mm512_scalef_ps(reinterpret_cast<__m512>(exp_near_zero(r)), reinterpret_cast<__m512>(n)));
+#else
   const F32 lowest = splat(-87.33654f), highest = splat(88.37626f);
   const F32 x = -max(-max(exponent, lowest), -highest);
-  // x = n ln 2 + r. Adding and subtracting 1.5 * 2^23 rounds to a whole number.
+  // Adding and subtracting 1.5 * 2^23 rounds to a whole number.
   const F32 magic = splat(12582912.0f);
   const F32 n = fma(x, splat(1.44269504f), magic) - magic;
   F32 r = fma(n, splat(-0.693145752f), x);
   r = fma(n, splat(-1.42860677e-6f), r);
-  F32 p = splat(1.3981999507e-3f);
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(0.5f));
-  p = fma(p, r * r, r) + splat(1.0f);
-  return where_greater(lowest, exponent, F32{}, p * power_of_two(n));
+  return where_greater(lowest, exponent, F32{}, exp_near_zero(r) * power_of_two(n));
+#endif
 }
 
 }  // namespace MANTLER_ISA

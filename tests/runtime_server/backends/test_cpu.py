@@ -84,8 +84,8 @@ def test_logits_are_those_of_the_definition(name: str, chunk: int, tmp_path: Pat
     tokens = prompt(40)
     expected = reference_decoder.logits(config, RandomWeights(config), tokens)
     with backend(config, tmp_path) as device:
-        # Keys and values are stored in fp16.
-        np.testing.assert_allclose(feed(device, table(2), tokens, chunk), expected[-1], rtol=5e-3, atol=5e-3)
+        # Keys and values are stored in bf16.
+        np.testing.assert_allclose(feed(device, table(2), tokens, chunk), expected[-1], rtol=5e-3, atol=5e-2)
 
 
 def test_int8_stays_close_to_the_definition(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_last_place_of_the_context_can_be_used(tmp_path: Path) -> None:
     with backend(LLAMA, tmp_path) as device:
         feed(device, table(0), tokens[:-1])
         actual = device.run([Chunk(table(0), len(tokens) - 1, tokens[-1:], True)])[0]
-        np.testing.assert_allclose(actual, expected, rtol=5e-3, atol=5e-3)
+        np.testing.assert_allclose(actual, expected, rtol=5e-3, atol=5e-2)
 
 
 def test_a_step_may_want_no_logits(tmp_path: Path) -> None:

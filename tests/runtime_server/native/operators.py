@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -22,7 +23,7 @@ Feed = dict[str, NDArray[Any] | None]
 EPSILON = 1e-5
 _TYPES = {
     np.dtype(np.float32): TensorProto.FLOAT,
-    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.uint16): TensorProto.UINT16,
     np.dtype(np.uint8): TensorProto.UINT8,
     np.dtype(np.int32): TensorProto.INT32,
     np.dtype(np.int64): TensorProto.INT64,
@@ -187,8 +188,8 @@ class Step:
     past: tuple[int, ...]
     new: tuple[int, ...]
     qkv: Floats
-    cache: NDArray[np.float16]
-    """``[blocks, layers, kv_heads, 2, 16 * head_dim]``"""
+    cache: NDArray[np.uint16]
+    """bf16 ``[blocks, layers, kv_heads, 2, 16 * head_dim]``"""
     table: NDArray[np.int32]
     cos: Floats
     sin: Floats
@@ -216,7 +217,7 @@ class Step:
             past,
             new,
             random.standard_normal((sum(new), shape.qkv_width)).astype(np.float32),
-            cache.astype(np.float16),
+            cache.astype(bfloat16).view(np.uint16),
             table,
             np.cos(angles).astype(np.float32),
             np.sin(angles).astype(np.float32),
@@ -238,7 +239,7 @@ class Step:
             "k_norm": self.k_norm,
         }
 
-    def run(self) -> tuple[Floats, NDArray[np.float16]]:
+    def run(self) -> tuple[Floats, NDArray[np.uint16]]:
         """The result and the cache after it."""
         feed = self.feed()
         result = run("MantlerAttention", feed, **self.shape.attributes)
@@ -246,7 +247,7 @@ class Step:
         assert cache is not None
         return result, cache
 
-    def part(self, sequence: int, start: int, stop: int, cache: NDArray[np.float16]) -> Step:
+    def part(self, sequence: int, start: int, stop: int, cache: NDArray[np.uint16]) -> Step:
         """New tokens [start, stop) of one sequence, with the tokens before them in ``cache``."""
         first = sum(self.new[:sequence])
         return replace(
@@ -258,9 +259,9 @@ class Step:
             table=self.table[sequence : sequence + 1],
         )
 
-    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.float16]]:
+    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.uint16]]:
         """The definition in float64, over keys and values as the cache keeps them; and the cache."""
-        shape, cache = self.shape, self.cache.copy()
+        shape, cache = self.shape, self.cache.view(bfloat16).copy()
         result = np.empty((len(self.qkv), shape.heads, shape.head_dim))
         row = 0
         for table, past, new in zip(self.table, self.past, self.new, strict=True):
@@ -268,13 +269,15 @@ class Step:
                 parts = self.qkv[row].astype(np.float64).reshape(-1, shape.head_dim)
                 queries = self._turned(parts[: shape.heads], self.q_norm, position)
                 keys = self._turned(parts[shape.heads : shape.heads + shape.kv_heads], self.k_norm, position)
-                block, token = cache[table[position // BLOCK_TOKENS], shape.layer], position % BLOCK_TOKENS
-                block[:, 0].reshape(shape.kv_heads, shape.head_dim, BLOCK_TOKENS)[..., token] = keys
                 values = parts[shape.heads + shape.kv_heads :]
-                block[:, 1].reshape(shape.kv_heads, BLOCK_TOKENS, shape.head_dim)[:, token] = values
+                block, token = cache[table[position // BLOCK_TOKENS], shape.layer], position % BLOCK_TOKENS
+                block[:, 0].reshape(shape.kv_heads, -1, BLOCK_TOKENS, 2)[:, :, token] = keys.reshape(
+                    shape.kv_heads, -1, 2
+                )
+                block[:, 1].reshape(shape.kv_heads, -1, shape.head_dim, 2)[:, token // 2, :, token % 2] = values
                 result[row] = self._attended(queries, cache, table, position)
                 row += 1
-        return result.reshape(len(self.qkv), -1), cache
+        return result.reshape(len(self.qkv), -1), cache.view(np.uint16)
 
     def _turned(self, heads: NDArray[np.float64], norm: Floats | None, position: int) -> NDArray[np.float64]:
         if norm is not None:
@@ -284,12 +287,14 @@ class Step:
         return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
     def _attended(
-        self, queries: NDArray[np.float64], cache: NDArray[np.float16], table: NDArray[np.int32], position: int
+        self, queries: NDArray[np.float64], cache: NDArray[Any], table: NDArray[np.int32], position: int
     ) -> NDArray[np.float64]:
         shape = self.shape
         blocks = cache[table[: position // BLOCK_TOKENS + 1], shape.layer].astype(np.float64)
-        keys = blocks[:, :, 0].reshape(-1, shape.kv_heads, shape.head_dim, BLOCK_TOKENS).transpose(1, 0, 3, 2)
-        values = blocks[:, :, 1].reshape(-1, shape.kv_heads, BLOCK_TOKENS, shape.head_dim).transpose(1, 0, 2, 3)
+        keys = blocks[:, :, 0].reshape(-1, shape.kv_heads, shape.head_dim // 2, BLOCK_TOKENS, 2)
+        keys = keys.transpose(1, 0, 3, 2, 4)
+        values = blocks[:, :, 1].reshape(-1, shape.kv_heads, BLOCK_TOKENS // 2, shape.head_dim, 2)
+        values = values.transpose(1, 0, 2, 4, 3)
         first = max(0, position + 1 - shape.window) if shape.window else 0
         keys, values = (
             part.reshape(shape.kv_heads, -1, shape.head_dim)[:, first : position + 1].repeat(

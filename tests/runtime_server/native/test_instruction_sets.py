@@ -15,7 +15,7 @@ from runtime_server import native
 from tests.runtime_server.native.operators import Linear
 
 ROOT = Path(__file__).parents[3]
-SETS = ("avx512_vnni", "avx2", "baseline")
+SETS = ("avx512_bf16", "avx512_vnni", "avx2", "baseline")
 """The best first; a processor has all that come after its own."""
 TESTS = ("test_linear.py", "test_attention.py", "test_embedding.py")
 

@@ -21,7 +21,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, library: Path) -> None:
 
 def test_the_library_is_there_and_knows_its_processor() -> None:
     assert native.library().exists()
-    assert native.instruction_set() in ("avx512_vnni", "avx2", "baseline")
+    assert native.instruction_set() in ("avx512_bf16", "avx512_vnni", "avx2", "baseline")
 
 
 def test_a_missing_library_is_an_error_that_says_what_to_do(
