@@ -1,0 +1,1 @@
+"""From what a chat model writes to content, reasoning and tool calls."""
