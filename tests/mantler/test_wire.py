@@ -169,8 +169,18 @@ def test_what_is_not_supported_yet_is_refused_by_name(param: str, fields: dict[s
         ("model", generation_pb2.GenerateRequest(request_id="r", text="a")),
         ("priority", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", priority=101)),
         ("cache_salt", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", cache_salt="")),
-        ("choice", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", choice={"values": []})),
-        ("choice", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", choice={"values": ["b", ""]})),
+        (
+            "choice",
+            generation_pb2.GenerateRequest(
+                request_id="r", model="x", text="a", choice=generation_pb2.ChoiceConstraint()
+            ),
+        ),
+        (
+            "choice",
+            generation_pb2.GenerateRequest(
+                request_id="r", model="x", text="a", choice=generation_pb2.ChoiceConstraint(values=["b", ""])
+            ),
+        ),
         ("regex", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", regex="")),
         ("regex", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", regex="a" * 16_385)),
         ("grammar", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", grammar="a" * 131_073)),
