@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Sequence as Items
 from typing import cast
 
 import grpc
@@ -43,11 +44,12 @@ class Steps:
         self._timer: asyncio.TimerHandle | None = None
         self._said: dict[int, int] = {}
 
-    def submit(self, sequence: Sequence, sink: Sink) -> None:
+    def submit(self, choices: Items[tuple[Sequence, Sink]]) -> None:
         """See :class:`runtime_server.engine.engine.Engine`."""
-        self._sinks[id(sequence)] = sink, sequence
-        self._said[id(sequence)] = 0
-        sink.admitted()
+        for sequence, sink in choices:
+            self._sinks[id(sequence)] = sink, sequence
+            self._said[id(sequence)] = 0
+            sink.admitted()
         if self._timer is None:
             self._step()
 
@@ -60,7 +62,7 @@ class Steps:
         for number, (sink, sequence) in list(self._sinks.items()):
             self._said[number] += 1
             last = self._said[number] == sequence.max_tokens
-            sink.token(0, FinishReason.LENGTH if last else None)
+            sink.token(0, FinishReason.LENGTH if last else None, None)
             if last:
                 self.cancel(sequence)
         self._timer = asyncio.get_running_loop().call_later(self._step_s, self._step) if self._sinks else None
@@ -81,7 +83,7 @@ class Models:
         """See :class:`runtime_server.deployed.Deployed`."""
         sequence = Sequence(range(7), request.sampling, 0, request.stop.max_tokens or 1)
         engine = cast(Engine, self._steps[request.model])
-        return Generation(engine, sequence, model=request.model, fingerprint="fp_relay", token_bytes=_Clock([b""]))
+        return Generation(engine, [sequence], model=request.model, fingerprint="fp_relay", token_bytes=_Clock([b""]))
 
 
 async def serve(address: str) -> None:

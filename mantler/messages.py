@@ -23,6 +23,15 @@ MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_REQUEST_ID_CHARS = 128
 MAX_CHOICES = 128
+"""Answers to one request. A model may take fewer: its slots and the places in its queue."""
+MAX_LOGIT_BIASES = 300
+"""As many as OpenAI takes."""
+MAX_LOGIT_BIAS = 100.0
+"""Biases go from minus this to this."""
+MAX_PENALTY = 2.0
+"""Presence and frequency penalties go from minus this to this."""
+MAX_REPETITION_PENALTY = 10.0
+MAX_TOP_LOGPROBS = 20
 MAX_PRIORITY = 100
 """Priorities go from minus this to this."""
 MAX_CACHE_SALT_CHARS = 256
@@ -86,8 +95,9 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 class SamplingParams:
     """How the next token is drawn.
 
-    The distribution is cut in this order: temperature, top_k, top_p, min_p. Each of them keeps a prefix of the
-    tokens sorted by probability.
+    First logit_bias is added to the logits, then they are changed by repetition_penalty, frequency_penalty and
+    presence_penalty. The distribution is cut in this order: temperature, top_k, top_p, min_p. Each of them keeps a
+    prefix of the tokens sorted by probability.
     """
 
     temperature: float = 1.0
@@ -100,6 +110,14 @@ class SamplingParams:
     """0 to 1."""
     seed: int | None = None
     """64 bits, unsigned."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that the output has. -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token once for each time that the output has it. -2 to 2."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, and multiplies others, of tokens in the prompt or the output. Above 0, at most 10."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, and what is added to their logits: -100 to 100."""
 
     def __post_init__(self) -> None:
         _check_float("temperature", self.temperature, 0.0, 2.0)
@@ -108,6 +126,35 @@ class SamplingParams:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _check_int("seed", self.seed, 0, 2**64 - 1)
+        _check_float("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check_float("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, MAX_REPETITION_PENALTY, open_low=True)
+        self._check_logit_bias()
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was said already changes what comes next."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
+
+    def _check_logit_bias(self) -> None:
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise invalid("logit_bias", f"must hold at most {MAX_LOGIT_BIASES} tokens, got {len(self.logit_bias)}.")
+        for token_id, bias in self.logit_bias:
+            _check_int("logit_bias", token_id, 0, 2**32 - 1)
+            _check_float("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        if len({token_id for token_id, _ in self.logit_bias}) < len(self.logit_bias):
+            raise invalid("logit_bias", "must name each token once.")
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsParams:
+    """Asks for log probabilities of the tokens of the output."""
+
+    top: int = 0
+    """Likeliest tokens to list at each position, 0 to 20. OpenAI's ``top_logprobs``."""
+
+    def __post_init__(self) -> None:
+        _check_int("top_logprobs", self.top, 0, MAX_TOP_LOGPROBS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +199,10 @@ class GenerateRequest:
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: StopParams = field(default_factory=StopParams)
+    logprobs: LogprobsParams | None = None
+    """``None``: none are sent."""
+    n: int = 1
+    """Choices, 1 to 128. Each draws numbers of its own out of the seed."""
     priority: int = 0
     """Lower is sooner. Waiting counts as well, so that nobody waits for ever."""
     cache_salt: str | None = None
@@ -165,6 +216,7 @@ class GenerateRequest:
             raise invalid("request_id", f"must be 1 to {MAX_REQUEST_ID_CHARS} characters of printable ASCII.")
         if not self.model:
             raise invalid("model", "must name a model.")
+        _check_int("n", self.n, 1, MAX_CHOICES)
         _check_int("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
         if self.cache_salt is not None and not 1 <= len(self.cache_salt) <= MAX_CACHE_SALT_CHARS:
             raise invalid(
@@ -183,11 +235,41 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one choice."""
+    """Token counts of one choice.
+
+    The choices of a request share its prompt: the request's usage is the prompt of any one of them, which is the same
+    for all, and the sum of their completions.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int = 0
+    """Computed before this request came; what its choices took from each other is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCandidate:
+    """A token that could stand at a position."""
+
+    token_id: int
+    token_bytes: bytes
+    """Exact: a character may span several tokens. Empty for control tokens."""
+    logprob: float
+    """Natural logarithm of its probability, at most 0. -9999 stands for no probability at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log probability of a token of the output, in the model's own distribution.
+
+    That is the softmax of the logits as the model gives them: before logit_bias, penalties, constraints, temperature
+    and cuts. So at temperature 0 the chosen token is the first of the likeliest, unless bias, penalties or a
+    constraint chose another one.
+    """
+
+    chosen: TokenCandidate
+    top: tuple[TokenCandidate, ...] = ()
+    """The likeliest tokens at this position, best first; the chosen one may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +285,17 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What was generated since the last delta. ``text`` is empty while characters are held back."""
+    """What was generated since the last delta. ``text`` is empty while characters are held back.
+
+    Where log probabilities were asked for, a token comes with the delta that has the last of its text, and one whose
+    text a stop string cut off as a whole does not come. The one that a stop string begins in does, with all its bytes.
+    Otherwise tokens come at once.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of ``token_ids``, or none."""
 
 
 @dataclass(frozen=True, slots=True)

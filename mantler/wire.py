@@ -69,6 +69,10 @@ def request_to_proto(request: m.GenerateRequest) -> generation_pb2.GenerateReque
     message.sampling.min_p = sampling.min_p
     if sampling.seed is not None:
         message.sampling.seed = sampling.seed
+    message.sampling.presence_penalty = sampling.presence_penalty
+    message.sampling.frequency_penalty = sampling.frequency_penalty
+    message.sampling.repetition_penalty = sampling.repetition_penalty
+    message.sampling.logit_bias.update(sampling.logit_bias)
     stop = request.stop
     if stop.max_tokens is not None:
         message.stop.max_tokens = stop.max_tokens
@@ -76,6 +80,9 @@ def request_to_proto(request: m.GenerateRequest) -> generation_pb2.GenerateReque
     message.stop.stop_strings.extend(stop.stop_strings)
     message.stop.stop_token_ids.extend(stop.stop_token_ids)
     message.stop.ignore_eos = stop.ignore_eos
+    if request.logprobs is not None:
+        message.logprobs.top_logprobs = request.logprobs.top
+    message.n = request.n
     message.priority = request.priority
     if request.cache_salt is not None:
         message.cache_salt = request.cache_salt
@@ -93,6 +100,8 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> m.GenerateReq
         prompt=_prompt_from_proto(message),
         sampling=_sampling_from_proto(message.sampling),
         stop=_stop_from_proto(message.stop),
+        logprobs=m.LogprobsParams(message.logprobs.top_logprobs) if message.HasField("logprobs") else None,
+        n=message.n if message.HasField("n") else 1,
         priority=message.priority,
         cache_salt=message.cache_salt if message.HasField("cache_salt") else None,
         constraint=_constraint_from_proto(message),
@@ -140,6 +149,8 @@ def event_to_proto(event: m.Event) -> generation_pb2.GenerateResponse:
         case m.Delta():
             message.delta.text = body.text
             message.delta.token_ids.extend(body.token_ids)
+            if body.logprobs:
+                message.delta.logprobs.extend(_logprob_to_proto(entry) for entry in body.logprobs)
         case m.Started():
             message.started.model = body.model
             message.started.prompt_tokens = body.prompt_tokens
@@ -283,19 +294,8 @@ def _profile_from_proto(message: model_pb2.EngineProfile) -> m.EngineProfile:
 
 
 def _refuse_unsupported(message: generation_pb2.GenerateRequest) -> None:
-    sampling = message.sampling
-    refused = {
-        "n": message.HasField("n") and message.n != 1,
-        "logprobs": message.HasField("logprobs"),
-        "resume": message.HasField("resume"),
-        "presence_penalty": sampling.presence_penalty != 0,
-        "frequency_penalty": sampling.frequency_penalty != 0,
-        "repetition_penalty": sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1,
-        "logit_bias": bool(sampling.logit_bias),
-    }
-    for name, is_set in refused.items():
-        if is_set:
-            raise unsupported(name)
+    if message.HasField("resume"):
+        raise unsupported("resume")
 
 
 def _prompt_from_proto(message: generation_pb2.GenerateRequest) -> m.Prompt:
@@ -385,6 +385,10 @@ def _sampling_from_proto(options: generation_pb2.SamplingOptions) -> m.SamplingP
         top_k=options.top_k,
         min_p=options.min_p,
         seed=options.seed if options.HasField("seed") else None,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        repetition_penalty=options.repetition_penalty if options.HasField("repetition_penalty") else 1.0,
+        logit_bias=tuple(sorted(options.logit_bias.items())),
     )
 
 
@@ -398,10 +402,37 @@ def _stop_from_proto(options: generation_pb2.StopOptions) -> m.StopParams:
     )
 
 
+def _logprob_to_proto(entry: m.TokenLogprob) -> generation_pb2.TokenLogprob:
+    return generation_pb2.TokenLogprob(
+        chosen=_candidate_to_proto(entry.chosen), top=[_candidate_to_proto(candidate) for candidate in entry.top]
+    )
+
+
+def _logprob_from_proto(entry: generation_pb2.TokenLogprob) -> m.TokenLogprob:
+    return m.TokenLogprob(
+        chosen=_candidate_from_proto(entry.chosen),
+        top=tuple(_candidate_from_proto(candidate) for candidate in entry.top),
+    )
+
+
+def _candidate_to_proto(candidate: m.TokenCandidate) -> generation_pb2.TokenCandidate:
+    return generation_pb2.TokenCandidate(
+        token_id=candidate.token_id, bytes=candidate.token_bytes, logprob=candidate.logprob
+    )
+
+
+def _candidate_from_proto(candidate: generation_pb2.TokenCandidate) -> m.TokenCandidate:
+    return m.TokenCandidate(candidate.token_id, candidate.bytes, candidate.logprob)
+
+
 def _event_body(message: generation_pb2.GenerateResponse) -> m.Started | m.Delta | m.Finished:
     match message.WhichOneof("event"):
         case "delta":
-            return m.Delta(text=message.delta.text, token_ids=tuple(message.delta.token_ids))
+            return m.Delta(
+                text=message.delta.text,
+                token_ids=tuple(message.delta.token_ids),
+                logprobs=tuple(_logprob_from_proto(entry) for entry in message.delta.logprobs),
+            )
         case "started":
             started = message.started
             return m.Started(

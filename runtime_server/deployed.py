@@ -63,13 +63,14 @@ class DeployedModel:
         Raises ``MantlerError``: the prompt is invalid or leaves no room for an answer.
         """
         prompt_ids = await self.tokenise(request.prompt)
-        sequence = self._sequence(request, prompt_ids)
+        sequences = self._sequences(request, prompt_ids)
         if request.constraint is not None:
             ends_early = not request.stop.ignore_eos
-            sequence.matcher = await self._constraints.matcher(request.constraint, ends_early=ends_early)
+            for sequence in sequences:
+                sequence.matcher = await self._constraints.matcher(request.constraint, ends_early=ends_early)
         return Generation(
             self.engine,
-            sequence,
+            sequences,
             model=self.manifest.id,
             fingerprint=self._fingerprint,
             token_bytes=self._tokenizer.token_bytes,
@@ -105,7 +106,12 @@ class DeployedModel:
         await self._constraints.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _sequence(self, request: GenerateRequest, prompt_ids: list[int]) -> Sequence:
+    def _sequences(self, request: GenerateRequest, prompt_ids: list[int]) -> list[Sequence]:
+        """One per choice."""
+        places = self._deployment.slots + self._deployment.queue_capacity
+        if request.n > places:
+            raise invalid("n", f"must be at most {places}, since this model takes no more at once, got {request.n}.")
+        self._checked_ids(tuple(token_id for token_id, _ in request.sampling.logit_bias), "logit_bias")
         if not prompt_ids:
             # A text of characters that the vocabulary lacks.
             raise invalid("prompt", "must hold at least one token.")
@@ -121,18 +127,25 @@ class DeployedModel:
                     f"must be at most {room} after a prompt of {len(prompt_ids)} tokens, since this model takes "
                     f"{limit} tokens per request here, got {wanted}.",
                 )
+        end_ids = set(self._checked_ids(stop.stop_token_ids, "stop_token_ids"))
         eos_ids = frozenset() if stop.ignore_eos else self._tokenizer.eos_ids
-        seed = request.sampling.seed
-        return Sequence(
-            prompt_ids=prompt_ids,
-            sampling=request.sampling,
-            seed=secrets.randbits(64) if seed is None else seed,
-            max_tokens=stop.max_tokens or room,
-            min_tokens=stop.min_tokens,
-            end_ids=eos_ids | set(self._checked_ids(stop.stop_token_ids, "stop_token_ids")),
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-        )
+        # The choices draw different numbers from one seed.
+        seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
+        return [
+            Sequence(
+                prompt_ids=prompt_ids,
+                sampling=request.sampling,
+                seed=seed,
+                max_tokens=stop.max_tokens or room,
+                min_tokens=stop.min_tokens,
+                end_ids=eos_ids | end_ids,
+                choice=choice,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+                logprobs=request.logprobs,
+            )
+            for choice in range(request.n)
+        ]
 
     def _checked_ids(self, token_ids: tuple[int, ...], param: str = "prompt") -> tuple[int, ...]:
         vocab_size = self.manifest.config.vocab_size

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 from typing import Protocol
@@ -19,6 +20,7 @@ from typing import Protocol
 from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.messages import EngineProfile, FinishReason
 from runtime_server.backends.base import Backend
+from runtime_server.engine.logprobs import Ranking, original, rankings
 from runtime_server.engine.profile import StepCounters
 from runtime_server.engine.sampler import SamplingRow, sample
 from runtime_server.engine.scheduler import Sampled, Scheduler, Step
@@ -38,8 +40,8 @@ class Sink(Protocol):
         """The sequence runs, with as many cached tokens as it says."""
         ...
 
-    def token(self, token_id: int, finish: FinishReason | None) -> None:
-        """The next token; the last one where ``finish`` is set."""
+    def token(self, token_id: int, finish: FinishReason | None, ranking: Ranking | None) -> None:
+        """The next token; the last one where ``finish`` is set. ``ranking`` where log probabilities were asked for."""
         ...
 
     def failed(self, error: MantlerError) -> None:
@@ -86,13 +88,16 @@ class Engine:
         """Starts the thread."""
         self._thread.start()
 
-    def submit(self, sequence: Sequence, sink: Sink) -> None:
-        """Queues a sequence. Raises ``MantlerError`` where the queue is full or the engine has stopped."""
+    def submit(self, choices: Items[tuple[Sequence, Sink]]) -> None:
+        """Queues the choices of one request, all or none.
+
+        Raises ``MantlerError`` where the queue is full or the engine has stopped.
+        """
         with self._wake:
             if self._stopping or self._failed:
                 raise unavailable(self._name)
-            self._scheduler.add(sequence)
-            self._sinks[id(sequence)] = sink
+            self._scheduler.add(*(sequence for sequence, _ in choices))
+            self._sinks.update((id(sequence), sink) for sequence, sink in choices)
             self._wake.notify()
 
     def cancel(self, sequence: Sequence) -> None:
@@ -175,13 +180,16 @@ class Engine:
         logits = self._backend.run(step.chunks)
         sample_ns = perf_counter_ns()
         sampled = [s for s, chunk in zip(step.sequences, step.chunks, strict=True) if chunk.wants_logits]
-        tokens = sample(logits, [self._sampling_row(sequence) for sequence in sampled]) if sampled else []
+        rows = [self._sampling_row(sequence) for sequence in sampled]
+        asked = original(logits, rows)
+        tokens = sample(logits, rows) if rows else []
+        ranked = rankings(asked, rows, tokens)
         for sequence, token_id in zip(sampled, tokens, strict=True):
             sequence.follow(token_id, self._masks)
         publish_ns = perf_counter_ns()
         self._step_started_s = None
         with self._wake:
-            self._publish(self._scheduler.commit(step, tokens))
+            self._publish(self._scheduler.commit(step, tokens, ranked))
             times_ns = (self._schedule_ns, run_ns, sample_ns, publish_ns, perf_counter_ns())
             self._counters.add(len(step.chunks), step.prompt_tokens, len(tokens), times_ns)
 
@@ -210,7 +218,7 @@ class Engine:
         for item in sampled:
             key = id(item.sequence)
             sink = self._sinks[key] if item.finish is None else self._sinks.pop(key)
-            batch.append((sink, item.token_id, item.finish))
+            batch.append((sink, item))
         if batch:
             self._loop.call_soon_threadsafe(_deliver, batch)
 
@@ -236,9 +244,9 @@ def _announce(sinks: list[Sink]) -> None:
         sink.admitted()
 
 
-def _deliver(batch: list[tuple[Sink, int, FinishReason | None]]) -> None:
-    for sink, token_id, finish in batch:
-        sink.token(token_id, finish)
+def _deliver(batch: list[tuple[Sink, Sampled]]) -> None:
+    for sink, item in batch:
+        sink.token(item.token_id, item.finish, item.ranking)
 
 
 def _fail(sinks: list[Sink], error: MantlerError) -> None:

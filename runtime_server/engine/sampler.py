@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mantler.messages import SamplingParams
+from mantler.messages import LogprobsParams, SamplingParams
+from runtime_server.engine.adjustments import Adjustments
 from runtime_server.engine.philox import uniform
 
 DEPTHS = (6.0, 10.0, 15.0, 22.0, 33.0, np.inf)
@@ -39,16 +40,27 @@ class SamplingRow:
     """Tokens that must not be drawn here."""
     forbidden: NDArray[np.bool_] | None = None
     """``[vocab_size]``: the tokens that a grammar does not allow here."""
+    adjustments: Adjustments | None = None
+    """Biases and penalties. They come before what must not be drawn."""
+    logprobs: LogprobsParams | None = None
+    """Asks for log probabilities, which :mod:`runtime_server.engine.logprobs` takes. They decide nothing."""
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether :func:`sample` overwrites logits of this row."""
+        return bool(self.banned) or self.forbidden is not None or self.adjustments is not None
 
 
 def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
     """One token id per row.
 
     Args:
-        logits: ``[rows, vocab_size]``. Banned and forbidden entries are overwritten.
+        logits: ``[rows, vocab_size]``. Rows that change theirs are overwritten.
         rows: as many as logits has rows.
     """
     for i, row in enumerate(rows):
+        if row.adjustments is not None:
+            row.adjustments.apply(logits[i])
         if row.banned:
             logits[i, list(row.banned)] = -np.inf
         if row.forbidden is not None:
@@ -95,14 +107,18 @@ class Row:
 
     def __init__(self, logits: Floats, temperature: float) -> None:
         self.logits = logits
-        self._peak = logits.max()
+        self.peak: np.float32 = logits.max()
         self._scale = np.float32(min(1 / temperature, MAX_SCALE))
 
     def above(self, depth: float) -> NDArray[np.int64]:
         """The tokens whose weight is at least ``exp(-depth)``."""
         if depth == np.inf:
             return np.arange(len(self.logits))
-        return np.flatnonzero(self.logits >= self._peak - np.float32(depth) / self._scale)
+        return np.flatnonzero(self.logits >= self.peak - np.float32(depth) / self._scale)
+
+    def sorted(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens given in the order of their ids: likeliest first; equal ones by their ids."""
+        return ids[np.argsort(-self.logits[ids], kind="stable")]
 
     def weights(self, ids: NDArray[np.int64]) -> Floats:
         """Of some tokens."""
@@ -123,7 +139,7 @@ class Row:
         return block * BLOCK + _at(np.cumsum(blocks[block], dtype=np.float64), rest)[0]
 
     def _weights(self, logits: Floats) -> Floats:
-        weights: Floats = logits - self._peak
+        weights: Floats = logits - self.peak
         with np.errstate(over="ignore"):  # at a tiny temperature all but the best go to minus infinity, rightly
             weights *= self._scale
         np.exp(weights, out=weights)
@@ -132,25 +148,30 @@ class Row:
 
 def kept(row: Row, params: SamplingParams) -> tuple[NDArray[np.int64], Floats]:
     """Token ids that top_k, top_p and min_p leave, and their weights. Likeliest first; equal ones by their ids."""
-    total = 0.0
+    if params.top_k:
+        ids = likeliest(row, params.top_k)
+        weights = row.weights(ids)
+        # The nucleus is a share of what top_k left.
+        count = cut(weights, params, float(weights.sum(dtype=np.float64)))
+        return ids[:count], weights[:count]
+    total = row.total() if params.top_p < 1.0 else 0.0
     for depth in DEPTHS:
-        ids = row.above(depth)
+        ids = row.sorted(row.above(depth))
         if not len(ids):
             continue  # weights that are no numbers, of a damaged model; it must not fail the other requests
-        ids = ids[np.argsort(-row.logits[ids], kind="stable")]
-        if params.top_k:
-            if len(ids) < params.top_k and depth < np.inf:
-                continue
-            ids = ids[: params.top_k]
         weights = row.weights(ids)
-        if params.top_k:
-            # The nucleus is a share of what top_k left.
-            total = float(weights.sum(dtype=np.float64))
-        elif params.top_p < 1.0 and not total:
-            total = row.total()
         count = cut(weights, params, total)
-        if params.top_k or count < len(ids) or depth == np.inf:
+        if count < len(ids) or depth == np.inf:
             return ids[:count], weights[:count]
+    raise AssertionError("the last depth has every token")
+
+
+def likeliest(row: Row, count: int) -> NDArray[np.int64]:
+    """The ``count`` likeliest tokens, best first; equal ones by their ids. All of them where there are no more."""
+    for depth in DEPTHS:
+        ids = row.above(depth)
+        if len(ids) >= count or depth == np.inf:
+            return row.sorted(ids)[:count]
     raise AssertionError("the last depth has every token")
 
 

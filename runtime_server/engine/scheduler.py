@@ -5,7 +5,9 @@ computes the last token of each sequence that lacks only that one, and beside th
 more. Blocks of the KV cache are taken as tokens need them. Where none is left, the sequence that is last in rank gives
 its blocks up and is computed again later.
 
-Rank is the order of arrival, shifted by priority. It never changes, which is what makes this live: whoever needs a
+Rank is the order of arrival, shifted by priority. The choices of one request rank as if one had come with each of the
+requests after it, so that a request of many choices does not keep the others waiting for all of them; the first
+computes the prompt, and the others find its blocks. Rank never changes, which is what makes this live: whoever needs a
 block can only take it from those behind it, so the first in rank always goes on, and someone else is first once it
 has finished. A block is freed and taken in :meth:`Scheduler.schedule` and :meth:`Scheduler.commit` only, never while
 a step runs.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -23,6 +26,7 @@ from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import FinishReason
 from runtime_server.backends.base import Chunk
 from runtime_server.engine.blocks import BlockPool
+from runtime_server.engine.logprobs import Ranking
 from runtime_server.engine.sequence import Sequence
 
 IDLE_CHUNKS = 4
@@ -33,6 +37,7 @@ GROWTH_BLOCKS = 2
 """Blocks per running sequence that stay free when another one is admitted, so that it is not preempted at once."""
 
 _rank = attrgetter("rank")
+_NO_RANKINGS: Mapping[int, Ranking] = {}
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class Sampled:
     sequence: Sequence
     token_id: int
     finish: FinishReason | None
+    ranking: Ranking | None = None
 
 
 class Scheduler:
@@ -76,7 +82,8 @@ class Scheduler:
         # Both in the order of rank.
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        self._arrivals = 0
+        self._requests = 0
+        self._sequences = 0
         self.preemptions = 0
         """How often a sequence gave its blocks up, since the beginning."""
         self.cached_tokens = 0
@@ -97,22 +104,25 @@ class Scheduler:
         """Sequences that run."""
         return len(self._running)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queues a sequence. Raises ``MantlerError`` QUEUE_FULL where there is no room, and changes nothing then.
+    def add(self, *choices: Sequence) -> None:
+        """Queues the choices of one request, all or none.
 
-        Prompt and output must fit the pool; ``ValueError`` otherwise.
+        Raises ``MantlerError`` QUEUE_FULL where there is no room, and changes nothing then. Prompt and output of each
+        must fit the pool; ``ValueError`` otherwise.
         """
-        if self._pool.needed(sequence.prompt_tokens + sequence.max_tokens - 1) > self._pool.blocks:
+        if any(self._pool.needed(s.prompt_tokens + s.max_tokens - 1) > self._pool.blocks for s in choices):
             raise ValueError("a sequence that all blocks together cannot hold")
-        if len(self._waiting) >= self._max_queue + max(0, self._max_batch - len(self._running)):
+        if len(self._waiting) + len(choices) > self._max_queue + max(0, self._max_batch - len(self._running)):
             raise MantlerError(
                 ErrorCode.QUEUE_FULL,
                 f"{self.running} requests are running and {self.waiting} waiting; the queue is full.",
                 retry_after_s=1.0,
             )
-        sequence.rank = (self._arrivals + OVERTAKES * sequence.priority, self._arrivals)
-        self._arrivals += 1
-        insort(self._waiting, sequence, key=_rank)
+        for sequence in choices:
+            sequence.rank = (self._requests + sequence.choice + OVERTAKES * sequence.priority, self._sequences)
+            self._sequences += 1
+            insort(self._waiting, sequence, key=_rank)
+        self._requests += 1
 
     def cancel(self, sequence: Sequence) -> None:
         """Forgets a sequence: at once where it waits, before the next step where it runs. Twice is harmless."""
@@ -136,25 +146,28 @@ class Scheduler:
             raise RuntimeError("no running sequence can go on")
         return step
 
-    def commit(self, step: Step, token_ids: Items[int]) -> list[Sampled]:
+    def commit(
+        self, step: Step, token_ids: Items[int], rankings: Mapping[int, Ranking] = _NO_RANKINGS
+    ) -> list[Sampled]:
         """Takes the outcome of ``step``: one token for each chunk that wants logits, in their order.
 
-        Returns the tokens of the sequences that nobody has cancelled meanwhile.
+        ``rankings`` are of some of these tokens, by their places. Returns the tokens of the sequences
+        that nobody has cancelled meanwhile.
         """
-        tokens = iter(token_ids)
+        tokens = enumerate(token_ids)
         sampled = []
         for sequence, chunk in zip(step.sequences, step.chunks, strict=True):
             sequence.computed = chunk.start + len(chunk.token_ids)
             self._share(sequence, chunk.start)
             if not chunk.wants_logits:
                 continue
-            token_id = next(tokens)
+            place, token_id = next(tokens)
             if sequence.cancelled:
                 continue
             finish = sequence.append(token_id)
             if finish is not None:
                 self._release(sequence)
-            sampled.append(Sampled(sequence, token_id, finish))
+            sampled.append(Sampled(sequence, token_id, finish, rankings.get(place)))
         return sampled
 
     def drop_all(self) -> list[Sequence]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field
 
-from mantler.messages import FinishReason, SamplingParams
+from mantler.messages import FinishReason, LogprobsParams, SamplingParams
 from runtime_server.constraints.matcher import Matcher
+from runtime_server.engine.adjustments import Adjustments
 from runtime_server.engine.blocks import block_digest, root_digest
 from runtime_server.engine.sampler import SamplingRow
 
@@ -34,6 +35,8 @@ class Sequence:
     """Computed blocks are shared with sequences of the same salt only."""
     matcher: Matcher | None = None
     """Follows the grammar that the output must match."""
+    logprobs: LogprobsParams | None = None
+    """Asks for log probabilities of the output's tokens."""
 
     token_ids: array[int] = field(init=False)
     """The prompt and what has been generated."""
@@ -48,6 +51,7 @@ class Sequence:
     """Lower is sooner; set when the sequence is queued."""
     preemptions: int = field(default=0, init=False)
     cancelled: bool = field(default=False, init=False)
+    _adjustments: Adjustments | None = field(init=False)
     _digests: list[bytes] = field(init=False)
     """Of the root and of the full blocks so far. Each is made once."""
 
@@ -55,6 +59,7 @@ class Sequence:
         self.token_ids = array("i", prompt_ids)
         self.prompt_tokens = len(self.token_ids)
         self.block_ids = array("i")
+        self._adjustments = Adjustments.of(self.sampling, self.token_ids)
         self._digests = [root_digest(cache_salt)]
 
     @property
@@ -91,7 +96,16 @@ class Sequence:
             if banned and mask.leaves_none(banned):
                 # A grammar that is satisfied ends the output before min_tokens: there is nothing else to say.
                 banned = frozenset()
-        return SamplingRow(self.sampling, self.seed, self.choice, position, tuple(banned), forbidden)
+        return SamplingRow(
+            self.sampling,
+            self.seed,
+            self.choice,
+            position,
+            banned=tuple(banned),
+            forbidden=forbidden,
+            adjustments=self._adjustments,
+            logprobs=self.logprobs,
+        )
 
     def follow(self, token_id: int, executor: Executor) -> None:
         """Tells the grammar, before :meth:`append`, which token was drawn; ``executor`` makes the next mask."""
@@ -101,6 +115,8 @@ class Sequence:
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the next token; says whether it was the last one and why."""
         self.token_ids.append(token_id)
+        if self._adjustments is not None:
+            self._adjustments.add(token_id)
         if token_id in self.end_ids or (self.matcher is not None and self.matcher.complete):
             return FinishReason.STOP
         if self.output_tokens >= self.max_tokens:

@@ -26,6 +26,11 @@ class Detokenizer:
         data = self._token_bytes[token_id] if token_id < len(self._token_bytes) else b""
         return self._decoder.decode(data)
 
+    @property
+    def holds(self) -> bool:
+        """Whether bytes are held back."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """What was held back. The stream is over after it."""
         return self._decoder.decode(b"", final=True)

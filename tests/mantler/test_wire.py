@@ -41,6 +41,12 @@ sampling = st.builds(
     top_k=counts,
     min_p=float32(0, 1),
     seed=st.none() | st.integers(0, 2**64 - 1),
+    presence_penalty=float32(-2, 2),
+    frequency_penalty=float32(-2, 2),
+    repetition_penalty=float32(0.001953125, 10),
+    logit_bias=st.dictionaries(uint32, float32(-100, 100), max_size=5).map(
+        lambda biases: tuple(sorted(biases.items()))
+    ),
 )
 stops = st.builds(
     m.StopParams,
@@ -66,15 +72,19 @@ requests = st.builds(
     prompts,
     sampling,
     stops,
-    st.integers(-100, 100),
-    st.none() | st.text(min_size=1, max_size=9),
+    logprobs=st.none() | st.builds(m.LogprobsParams, st.integers(0, 20)),
+    n=st.integers(1, 128),
+    priority=st.integers(-100, 100),
+    cache_salt=st.none() | st.text(min_size=1, max_size=9),
     constraint=st.none() | constraints,
 )
 
 usages = st.builds(m.Usage, counts, counts, counts)
+candidates = st.builds(m.TokenCandidate, uint32, st.binary(max_size=4), float32(-9999, 0))
+logprobs = st.builds(m.TokenLogprob, candidates, st.lists(candidates, max_size=3).map(tuple))
 bodies = st.one_of(
     st.builds(m.Started, texts, counts, counts, texts),
-    st.builds(m.Delta, texts, st.lists(uint32, max_size=4).map(tuple)),
+    st.builds(m.Delta, texts, st.lists(uint32, max_size=4).map(tuple), st.lists(logprobs, max_size=3).map(tuple)),
     st.builds(m.Finished, st.sampled_from(m.FinishReason), usages, st.none() | texts, st.none()),
     st.builds(m.Finished, st.sampled_from(m.FinishReason), usages, st.none(), st.none() | uint32),
 )
@@ -138,13 +148,7 @@ def test_an_event_of_the_future_is_refused() -> None:
 
 
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
-    ("n", {"n": 2}),
-    ("logprobs", {"logprobs": {}}),
     ("resume", {"resume": {}}),
-    ("presence_penalty", {"sampling": {"presence_penalty": 1}}),
-    ("frequency_penalty", {"sampling": {"frequency_penalty": 1}}),
-    ("repetition_penalty", {"sampling": {"repetition_penalty": 2}}),
-    ("logit_bias", {"sampling": {"logit_bias": {1: 2}}}),
     ("tools", {"chat": {"messages": [{"role": 3}], "tools": [{"name": "f"}]}}),
     ("tool_choice", {"chat": {"messages": [{"role": 3}], "tool_choice": {"mode": 1}}}),
     ("messages[0].tool_calls", {"chat": {"messages": [{"role": 4, "tool_calls": [{"id": "1"}]}]}}),
@@ -168,6 +172,14 @@ def test_what_is_not_supported_yet_is_refused_by_name(param: str, fields: dict[s
         ("request_id", generation_pb2.GenerateRequest(model="x", text="a")),
         ("model", generation_pb2.GenerateRequest(request_id="r", text="a")),
         ("priority", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", priority=101)),
+        ("n", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", n=0)),
+        ("n", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", n=129)),
+        (
+            "top_logprobs",
+            generation_pb2.GenerateRequest(
+                request_id="r", model="x", text="a", logprobs=generation_pb2.LogprobsOptions(top_logprobs=21)
+            ),
+        ),
         ("cache_salt", generation_pb2.GenerateRequest(request_id="r", model="x", text="a", cache_salt="")),
         (
             "choice",
@@ -196,6 +208,33 @@ def test_invalid_requests(param: str, message: generation_pb2.GenerateRequest) -
     with pytest.raises(MantlerError) as raised:
         wire.request_from_proto(message)
     assert (raised.value.code, raised.value.param) == (ErrorCode.INVALID_PARAMETER, param)
+
+
+@pytest.mark.parametrize(
+    ("param", "sampling"),
+    [
+        ("presence_penalty", {"presence_penalty": 2.5}),
+        ("frequency_penalty", {"frequency_penalty": -2.5}),
+        ("repetition_penalty", {"repetition_penalty": 0}),
+        ("repetition_penalty", {"repetition_penalty": 10.5}),
+        ("logit_bias", {"logit_bias": {1: 101}}),
+        ("logit_bias", {"logit_bias": {1: float("nan")}}),
+        ("logit_bias", {"logit_bias": dict.fromkeys(range(301), 1)}),
+    ],
+)
+def test_sampling_out_of_range(param: str, sampling: dict[str, Any]) -> None:
+    with pytest.raises(MantlerError) as raised:
+        wire.request_from_proto(
+            generation_pb2.GenerateRequest(
+                request_id="r", model="x", text="a", sampling=generation_pb2.SamplingOptions(**sampling)
+            )
+        )
+    assert (raised.value.code, raised.value.param) == (ErrorCode.INVALID_PARAMETER, param)
+
+
+def test_a_bias_names_a_token_once() -> None:
+    with pytest.raises(MantlerError, match="logit_bias: must name each token once"):
+        m.SamplingParams(logit_bias=((1, 1.0), (1, 2.0)))
 
 
 def test_every_code_has_a_row_with_known_statuses() -> None:

@@ -377,6 +377,31 @@ def test_the_lowest_priority_is_preempted_first() -> None:
     check_answers([low, *others])
 
 
+def choices(prompt: int, max_tokens: int, n: int, first: int = 1) -> list[Sequence]:
+    return [
+        Sequence(prompt_ids=range(first, first + prompt), sampling=GREEDY, seed=0, max_tokens=max_tokens, choice=choice)
+        for choice in range(n)
+    ]
+
+
+def test_later_requests_come_between_the_choices_of_one() -> None:
+    machine = Machine(max_batch=1)
+    many, others = choices(4, 2, 4), [sequence(4, 2) for _ in range(2)]
+    machine.scheduler.add(*many)
+    machine.add(*others)
+    assert order_of_start(machine) == [many[0], many[1], others[0], many[2], others[1], many[3]]
+
+
+def test_choices_queue_together_or_not_at_all() -> None:
+    machine = Machine(max_batch=2, max_queue=1)
+    with pytest.raises(MantlerError) as refused:
+        machine.scheduler.add(*choices(4, 2, 4))
+    assert refused.value.code is ErrorCode.QUEUE_FULL
+    assert machine.scheduler.idle
+    machine.scheduler.add(*choices(4, 2, 3))
+    machine.finish()
+
+
 # --- everything at once
 
 prompts = st.builds(
@@ -388,6 +413,7 @@ prompts = st.builds(
     st.integers(1, 12),
 )
 requests = st.tuples(prompts, st.integers(1, 12), st.sampled_from([-1, 0, 0, 0, 2]), st.sampled_from([None, "a"]))
+ns = st.sampled_from([1, 1, 1, 2, 5])
 
 
 @given(
@@ -422,18 +448,27 @@ class Life(RuleBasedStateMachine):
         self.alive: list[Sequence] = []
         self.in_flight: Step | None = None
 
-    @rule(asked=requests)
-    def add(self, asked: tuple[list[int], int, int, str | None]) -> None:
+    @rule(asked=requests, n=ns)
+    def add(self, asked: tuple[list[int], int, int, str | None], n: int) -> None:
         prompt, tokens, priority, salt = asked
-        item = Sequence(
-            prompt_ids=prompt, sampling=GREEDY, seed=0, max_tokens=tokens, priority=priority, cache_salt=salt
-        )
-        if self.scheduler.waiting < self.QUEUE + self.BATCH - self.scheduler.running:
-            self.scheduler.add(item)
-            self.alive.append(item)
+        items = [
+            Sequence(
+                prompt_ids=prompt,
+                sampling=GREEDY,
+                seed=0,
+                max_tokens=tokens,
+                choice=choice,
+                priority=priority,
+                cache_salt=salt,
+            )
+            for choice in range(n)
+        ]
+        if self.scheduler.waiting + n <= self.QUEUE + self.BATCH - self.scheduler.running:
+            self.scheduler.add(*items)
+            self.alive += items
         else:
             with pytest.raises(MantlerError):
-                self.scheduler.add(item)
+                self.scheduler.add(*items)
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
