@@ -13,6 +13,7 @@ from enum import Enum
 
 from mantler.constraints import Constraint
 from mantler.errors import ErrorCode, MantlerError, invalid
+from mantler.tools import ToolCall
 
 MAX_MESSAGES = 8192
 """Turns of a conversation. Each takes some tokens, and each costs every layer some work before they are counted."""
@@ -55,6 +56,12 @@ class ChatMessage:
     role: Role
     content: str | None
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """That the assistant made in this turn."""
+    tool_call_id: str | None = None
+    """In a tool's message: the call that it answers."""
+    reasoning: str | None = None
+    """The assistant's in this turn."""
 
 
 @dataclass(frozen=True, slots=True)

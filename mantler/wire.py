@@ -12,6 +12,7 @@ from typing import assert_never
 from mantler import constraints as c
 from mantler import messages as m
 from mantler.errors import invalid, unsupported
+from mantler.tools import ToolCall
 from mantler.v1 import chat_pb2, generation_pb2, model_pb2
 
 _ROLES = {
@@ -112,7 +113,11 @@ def chat_to_proto(prompt: m.ChatPrompt) -> chat_pb2.ChatPrompt:
     """A conversation for the wire."""
     chat = chat_pb2.ChatPrompt()
     for turn in prompt.messages:
-        added = chat.messages.add(role=_ROLES[turn.role], name=turn.name)
+        added = chat.messages.add(
+            role=_ROLES[turn.role], name=turn.name, tool_call_id=turn.tool_call_id, reasoning=turn.reasoning
+        )
+        for call in turn.tool_calls:
+            added.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
         if turn.content is not None:
             added.content.add(text=turn.content)
     return chat
@@ -357,14 +362,6 @@ def _turn_from_proto(position: int, turn: chat_pb2.ChatMessage) -> m.ChatMessage
     role = _ROLES_BACK.get(turn.role)
     if role is None:
         raise invalid(f"{where}.role", "must be system, developer, user, assistant or tool.")
-    refused = {
-        "tool_calls": bool(turn.tool_calls),
-        "tool_call_id": turn.HasField("tool_call_id"),
-        "reasoning": turn.HasField("reasoning"),
-    }
-    for name, is_set in refused.items():
-        if is_set:
-            raise unsupported(f"{where}.{name}")
     parts: list[str] = []
     for part in turn.content:
         kind = part.WhichOneof("part")
@@ -375,6 +372,9 @@ def _turn_from_proto(position: int, turn: chat_pb2.ChatMessage) -> m.ChatMessage
         role=role,
         content="".join(parts) if turn.content else None,
         name=turn.name if turn.HasField("name") else None,
+        tool_calls=tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls),
+        tool_call_id=turn.tool_call_id if turn.HasField("tool_call_id") else None,
+        reasoning=turn.reasoning if turn.HasField("reasoning") else None,
     )
 
 

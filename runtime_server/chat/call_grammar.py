@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from mantler.constraints import GrammarConstraint
 from mantler.errors import invalid
 from mantler.tools import NamedTool, Tool, ToolChoice
+from runtime_server.chat.default_format import openai_tool
 from runtime_server.chat.formats import CallFormat
 
 _ANY_OBJECT: dict[str, object] = {"type": "object"}
+"""The arguments of a function are an object, also where its schema leaves it open."""
 
 
 def forced_calls(
@@ -40,19 +42,5 @@ def forced_calls(
     for i, tool in enumerate(called):
         head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "{form.arguments_key}": ')
         lines.append(f'call_{i}: {head} arguments_{i} "}}"')
-        lines.append(f"arguments_{i}: %json {json.dumps(_schema(i, tool))}")
+        lines.append(f"arguments_{i}: %json {json.dumps(_ANY_OBJECT | openai_tool(i, tool)['function']['parameters'])}")
     return GrammarConstraint("\n".join(lines) + "\n")
-
-
-def _schema(position: int, tool: Tool) -> dict[str, object]:
-    if tool.parameters is None:
-        return _ANY_OBJECT
-    where = f"tools[{position}].function.parameters"
-    try:
-        schema = json.loads(tool.parameters)
-    except (ValueError, RecursionError) as error:
-        raise invalid(where, "must be JSON text.") from error
-    if not isinstance(schema, dict):
-        raise invalid(where, "must be a JSON object.")
-    # The arguments of a function are an object, also where the schema leaves it open.
-    return {**_ANY_OBJECT, **schema}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -28,6 +29,9 @@ import jinja2.sandbox
 
 from mantler.errors import MantlerError, invalid
 from mantler.messages import ChatMessage, Role
+from mantler.tools import Tool
+from runtime_server.chat.default_format import openai_call, openai_tool, with_tools, without_calls
+from runtime_server.chat.formats import knows_tools
 from runtime_server.models.errors import PullError
 
 MAX_GROWTH = 4
@@ -114,20 +118,40 @@ class ChatTemplate:
             raise PullError("The model's chat template cannot be read.") from error
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
+        self._knows_tools = knows_tools(source)
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, object] = MappingProxyType({}),
+    ) -> str:
         """The conversation as text, up to where the assistant's next answer begins.
+
+        A template that knows no tools gets them, and calls and results in the history, in Hermes' format.
+
+        Args:
+            tools: that are offered.
+            variables: further ones for the template, such as ``enable_thinking``. Ours come first.
 
         Raises:
             MantlerError: INVALID_PARAMETER for ``messages`` where the template refuses the conversation.
         """
-        turns = [self._turn(message) for message in messages]
-        budget = MAX_TEMPLATE_CHARS + MAX_GROWTH * sum(len(turn["content"]) for turn in turns)
+        if not self._knows_tools:
+            messages = with_tools(without_calls(messages), tools)
+        turns = [self._turn(i, message) for i, message in enumerate(messages)]
+        offered = [openai_tool(i, tool) for i, tool in enumerate(tools)] if self._knows_tools else []
+        budget = MAX_TEMPLATE_CHARS + MAX_GROWTH * (len(str(turns)) + len(str(offered)))
+        ours = {
+            "messages": turns,
+            "tools": offered or None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self._special_tokens,
+        }
         pieces: list[str] = []
         try:
-            for piece in self._template.generate(
-                messages=turns, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
-            ):
+            for piece in self._template.generate({**variables, **ours}):
                 budget -= len(piece)
                 if budget < 0:
                     raise _Refusal("the rendered conversation is too long.")
@@ -138,14 +162,20 @@ class ChatTemplate:
             raise _not_renderable() from error
         return "".join(pieces)
 
-    def _turn(self, message: ChatMessage) -> dict[str, str]:
+    def _turn(self, position: int, message: ChatMessage) -> dict[str, Any]:
         role = message.role
         if role is Role.DEVELOPER and not self._knows_developer:
             # OpenAI's newer word for the same role; most templates know only the older one.
             role = Role.SYSTEM
-        turn = {"role": role.value, "content": message.content or ""}
+        turn: dict[str, Any] = {"role": role.value, "content": message.content or ""}
         if message.name is not None:
             turn["name"] = message.name
+        if message.tool_calls:
+            turn["tool_calls"] = [openai_call(position, call) for call in message.tool_calls]
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = message.tool_call_id
+        if message.reasoning is not None:
+            turn["reasoning_content"] = message.reasoning
         return turn
 
 

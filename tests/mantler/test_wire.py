@@ -151,8 +151,6 @@ UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("resume", {"resume": {}}),
     ("tools", {"chat": {"messages": [{"role": 3}], "tools": [{"name": "f"}]}}),
     ("tool_choice", {"chat": {"messages": [{"role": 3}], "tool_choice": {"mode": 1}}}),
-    ("messages[0].tool_calls", {"chat": {"messages": [{"role": 4, "tool_calls": [{"id": "1"}]}]}}),
-    ("messages[0].tool_call_id", {"chat": {"messages": [{"role": 5, "tool_call_id": "1"}]}}),
     ("messages[0].content", {"chat": {"messages": [{"role": 3, "content": [{"image": {"uri": "x"}}]}]}}),
 ]
 
