@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from json.encoder import encode_basestring as _quoted
 from typing import Any
 
-from mantler.messages import Finished, FinishReason, ModelInfo, Started, Usage
-
-
-def completion_id() -> str:
-    """A new id of a completion."""
-    return f"chatcmpl-{uuid.uuid4().hex}"
+from facade.collected import CollectedChoice
+from facade.logprobs import logprobs_object
+from mantler.messages import Delta, FinishReason, ModelInfo, Started, TokenLogprob, Usage
 
 
 def model_object(model: ModelInfo) -> dict[str, Any]:
@@ -30,64 +28,74 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-def completion_object(
-    answer_id: str, created_unix_s: int, started: Started, text: str, finished: Finished
-) -> dict[str, Any]:
-    """The whole answer of a request that does not stream."""
-    return {
-        "id": answer_id,
-        "object": "chat.completion",
-        "created": created_unix_s,
-        "model": started.model,
-        "system_fingerprint": started.fingerprint or None,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finished.reason.value,
-            }
-        ],
-        "usage": usage_object(finished.usage),
-    }
-
-
-class ChunkRenderer:
-    """The chunks of one streamed answer, as JSON in UTF-8.
+class ChatReply:
+    """One answer of ``POST /v1/chat/completions``, whole or in chunks of JSON in UTF-8.
 
     What all chunks share is rendered once, so that a chunk of text costs little more than quoting it.
+
+    Args:
+        n: choices.
+        logprobs: whether log probabilities were asked for.
+        include_usage: whether a stream ends with token counts.
     """
 
-    def __init__(self, answer_id: str, created_unix_s: int, started: Started, *, include_usage: bool) -> None:
-        shared = {
-            "id": answer_id,
-            "object": "chat.completion.chunk",
-            "created": created_unix_s,
-            "model": started.model,
-            "system_fingerprint": started.fingerprint or None,
+    def __init__(self, created_unix_s: int, *, n: int, logprobs: bool, include_usage: bool) -> None:
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created_unix_s = created_unix_s
+        self._n = n
+        self._logprobs = logprobs
+        self._include_usage = include_usage
+        self._head = self._tail = ""
+
+    def whole(self, started: Started, choices: Sequence[CollectedChoice], usage: Usage) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
+        return {
+            **self._shared("chat.completion", started),
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage_object(usage),
         }
-        self._head = _compact(shared)[:-1] + ',"choices":['
-        self._tail = '],"usage":null}' if include_usage else "]}"
 
-    def role(self, index: int) -> bytes:
-        """The first chunk of a choice."""
-        return self._chunk(index, '{"role":"assistant","content":"","refusal":null}', "null")
+    def begin(self, started: Started) -> Iterable[bytes]:
+        """The first chunk of every choice, in the order of their indices, before any of them goes on."""
+        self._head = _compact(self._shared("chat.completion.chunk", started))[:-1] + ',"choices":['
+        self._tail = '],"usage":null}' if self._include_usage else "]}"
+        return [self._chunk(i, '{"role":"assistant","content":"","refusal":null}') for i in range(self._n)]
 
-    def content(self, index: int, text: str) -> bytes:
-        """A piece of a choice's text."""
-        return self._chunk(index, f'{{"content":{_quoted(text)}}}', "null")
+    def delta(self, index: int, delta: Delta) -> Iterator[bytes]:
+        """The next piece of a choice: no chunk where nothing of it is certain yet."""
+        if delta.text or delta.logprobs:
+            yield self._chunk(index, f'{{"content":{_quoted(delta.text)}}}', logprobs=delta.logprobs)
 
     def finish(self, index: int, reason: FinishReason) -> bytes:
         """The last chunk of a choice."""
-        return self._chunk(index, "{}", f'"{reason.value}"')
+        return self._chunk(index, "{}", reason=f'"{reason.value}"')
 
-    def usage(self, usage: Usage) -> bytes:
+    def end(self, usage: Usage) -> Iterable[bytes]:
         """The last chunk of a stream whose client asked for token counts."""
-        return f'{self._head}],"usage":{_compact(usage_object(usage))}}}'.encode()
+        return [f'{self._head}],"usage":{_compact(usage_object(usage))}}}'.encode()] if self._include_usage else []
 
-    def _chunk(self, index: int, delta: str, reason: str) -> bytes:
+    def _shared(self, kind: str, started: Started) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created_unix_s,
+            "model": started.model,
+            "system_fingerprint": started.fingerprint or None,
+        }
+
+    def _choice(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": logprobs_object(choice.logprobs) if self._logprobs else None,
+            "finish_reason": choice.reason.value if choice.reason else None,
+        }
+
+    def _chunk(self, index: int, delta: str, *, logprobs: Sequence[TokenLogprob] = (), reason: str = "null") -> bytes:
+        probabilities = _compact(logprobs_object(logprobs)) if logprobs else "null"
         return (
-            f'{self._head}{{"index":{index},"delta":{delta},"logprobs":null,"finish_reason":{reason}}}{self._tail}'
+            f'{self._head}{{"index":{index},"delta":{delta},"logprobs":{probabilities},"finish_reason":{reason}}}'
+            f"{self._tail}"
         ).encode()
 
 

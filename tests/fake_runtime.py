@@ -1,7 +1,8 @@
 """A runtime server with a scripted backend, for everything above the engine.
 
 It speaks real gRPC on a real port. What it answers is a script: an async generator of the bodies of events, which may
-wait for an ``asyncio.Event`` of the test or raise a ``MantlerError``. Without a script it echoes words::
+wait for an ``asyncio.Event`` of the test or raise a ``MantlerError``. A body belongs to choice 0, unless it comes as a
+pair with the index of another one. Without a script it echoes words::
 
     async with FakeRuntime() as runtime:
         runtime.script = my_script          # default: echo
@@ -26,7 +27,8 @@ from mantler.grpc_errors import abort
 from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 Body = m.Started | m.Delta | m.Finished
-Script = Callable[[m.GenerateRequest], AsyncGenerator[Body, None]]
+Said = Body | tuple[int, Body]
+Script = Callable[[m.GenerateRequest], AsyncGenerator[Said, None]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 FINGERPRINT = "fp_fake"
@@ -53,15 +55,26 @@ def words(prompt: m.Prompt) -> list[str]:
     return [word if i == 0 else f" {word}" for i, word in enumerate(text.split(" "))]
 
 
-async def echo(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
-    """Says the words of the last message, one token each, up to ``max_tokens``."""
+async def echo(request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
+    """Says the words of the last message, one token each, up to ``max_tokens``; all choices do, taking turns."""
     spoken = words(request.prompt)
-    limit = request.stop.max_tokens or len(spoken)
-    yield m.Started(request.model, prompt_tokens=len(spoken), fingerprint=FINGERPRINT)
-    for token_id, word in enumerate(spoken[:limit]):
-        yield m.Delta(word, (token_id,))
-    reason = m.FinishReason.LENGTH if limit < len(spoken) else m.FinishReason.STOP
-    yield m.Finished(reason, m.Usage(len(spoken), min(limit, len(spoken))))
+    said = spoken[: request.stop.max_tokens or len(spoken)]
+    choices = range(request.n)
+    for index in choices:
+        yield index, m.Started(request.model, prompt_tokens=len(spoken), fingerprint=FINGERPRINT)
+    for token_id, word in enumerate(said):
+        logprobs = () if request.logprobs is None else (token_logprob(token_id, word, request.logprobs.top),)
+        for index in choices:
+            yield index, m.Delta(word, (token_id,), logprobs)
+    reason = m.FinishReason.LENGTH if len(said) < len(spoken) else m.FinishReason.STOP
+    for index in choices:
+        yield index, m.Finished(reason, m.Usage(len(spoken), len(said)))
+
+
+def token_logprob(token_id: int, word: str, top: int) -> m.TokenLogprob:
+    """Of a token as likely as not, and ``top`` others that are less likely each."""
+    others = (m.TokenCandidate(100 + i, b"other", -1.0 - i) for i in range(top))
+    return m.TokenLogprob(m.TokenCandidate(token_id, word.encode(), -0.5), tuple(others))
 
 
 def failing(error: MantlerError, after: tuple[Body, ...] = ()) -> Script:
@@ -83,14 +96,14 @@ class Gate:
         self.reached = asyncio.Event()
         self.opened = asyncio.Event()
 
-    async def __call__(self, request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
-        said = 0
-        async for body in echo(request):
-            if said == self.stop_after:
+    async def __call__(self, request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
+        count = 0
+        async for said in echo(request):
+            if count == self.stop_after:
                 self.reached.set()
                 await self.opened.wait()
-            yield body
-            said += 1
+            yield said
+            count += 1
 
 
 class FakeRuntime:
@@ -178,8 +191,9 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
             self._runtime.ready(wanted.model)
             async with self._runtime.running(), contextlib.aclosing(self._runtime.script(wanted)) as bodies:
                 seq = 0
-                async for body in bodies:
-                    yield wire.event_to_proto(m.Event(seq, 0, body))
+                async for said in bodies:
+                    index, body = said if isinstance(said, tuple) else (0, said)
+                    yield wire.event_to_proto(m.Event(seq, index, body))
                     seq += 1
         except MantlerError as error:
             await abort(context, error)

@@ -55,7 +55,7 @@ _CASES = {
 }
 
 _NOTHING: tuple[object, ...] = (
-    False, 0, 1, 0.0, 1.0, "none", "auto", "default", "medium", [], ["text"], {}, {"type": "text"},
+    False, True, 1, 1.0, "none", "auto", "default", "medium", "in_memory", [], ["text"], {},
 )  # fmt: skip
 """Values that ask for nothing, somewhere in the API."""
 

@@ -100,11 +100,20 @@ async def test_every_option_reaches_the_runtime(facade: Facade) -> None:
         "stop_token_ids": [5],
         "ignore_eos": True,
         "priority": 3,
+        "n": 2,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"7": -100, "3": 0.5},
+        "logprobs": True,
+        "top_logprobs": 4,
     }
     status, _, _ = await facade.post(chat(**fields))
     assert status == 200
     request = facade.runtime.requests[0]
-    assert request.sampling == m.SamplingParams(0.5, 0.25, 7, 0.125, 2**64 - 1)
+    bias = ((3, 0.5), (7, -100.0))
+    assert request.sampling == m.SamplingParams(0.5, 0.25, 7, 0.125, 2**64 - 1, 0.5, -0.5, 1.5, bias)
+    assert (request.n, request.logprobs) == (2, m.LogprobsParams(4))
     assert request.stop == m.StopParams(20, 2, ("x", "y"), (5,), True)
     assert request.priority == 3
 
@@ -137,7 +146,7 @@ async def test_every_role_and_text_parts(facade: Facade) -> None:
         {"role": "developer", "content": "d", "name": "dev"},
         {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "tool", "content": "t", "unknown": 1},
+        {"role": "tool", "tool_call_id": "1", "content": "t", "unknown": 1},
     ]
     status, _, _ = await facade.post({"model": MODEL, "messages": messages})
     assert status == 200

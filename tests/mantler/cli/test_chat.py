@@ -16,7 +16,7 @@ from mantler import messages as m
 from mantler.cli.chat import Conversation
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import Role, SamplingParams, StopParams
-from tests.fake_runtime import Body, FakeRuntime, echo
+from tests.fake_runtime import FakeRuntime, Said, echo
 from tests.mantler.cli.conftest import Mantler
 
 COMMAND = (sys.executable, "-m", "mantler", "chat")
@@ -26,7 +26,7 @@ FIRST = "org/other:tag"
 """The first of the fake machine's models that is ready."""
 
 
-async def script(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
+async def script(request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
     """Echoes; "forever" goes on until it is cancelled, and "fail" is refused."""
     assert isinstance(request.prompt, m.ChatPrompt)
     text = request.prompt.messages[-1].content
@@ -37,8 +37,8 @@ async def script(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
         while True:
             yield m.Delta("forever ")
             await asyncio.sleep(0.01)
-    async for body in echo(request):
-        yield body
+    async for said in echo(request):
+        yield said
 
 
 @pytest.fixture

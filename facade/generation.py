@@ -1,0 +1,176 @@
+"""What every address that generates does: a request to the runtime, and its events as an answer.
+
+A request goes: key, a place among the open ones, body, model access, rate limit, runtime. The runtime's work is
+cancelled on every way out: leaving the event iterator cancels the gRPC call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from facade.answer import encode_json, json_answer
+from facade.auth import authenticate, require_model
+from facade.body import read_json_body
+from facade.cache_salt import cache_salt
+from facade.collected import CollectedChoice, UsageSum
+from facade.errors import error_object, public_error
+from facade.exchange import EXCHANGE, Exchange
+from facade.limits import Reservation, reserve
+from facade.served import not_found
+from facade.services import SERVICES
+from facade.spelling import respelled
+from facade.sse import DONE, EventStream
+from mantler.errors import ErrorCode, MantlerError
+from mantler.messages import Delta, Event, FinishReason, GenerateRequest, Started, Usage
+from mantler.tenancy.store import KeyRecord
+
+
+class Reply(Protocol):
+    """How an address writes an answer: as one object, or as the data of a stream's events. Pure."""
+
+    def whole(self, started: Started, choices: Sequence[CollectedChoice], usage: Usage) -> dict[str, Any]:
+        """The answer of a request that does not stream."""
+        ...
+
+    def begin(self, started: Started) -> Iterable[bytes]:
+        """What comes before the first piece of any choice."""
+        ...
+
+    def delta(self, index: int, delta: Delta) -> Iterable[bytes]:
+        """The next piece of a choice."""
+        ...
+
+    def finish(self, index: int, reason: FinishReason) -> bytes:
+        """The end of a choice."""
+        ...
+
+    def end(self, usage: Usage) -> Iterable[bytes]:
+        """What comes after the end of all choices."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a client asked for."""
+
+    request: GenerateRequest
+    reply: Reply
+    stream: bool
+    spelling: Mapping[str, str]
+    """How the client spelled parameters that the runtime's errors name otherwise."""
+
+
+Read = Callable[[bytes, Exchange], Asked]
+"""Reads a body. Raises ``MantlerError`` for a bad one."""
+
+
+async def answer_generation(request: web.Request, read: Read) -> web.StreamResponse:
+    """One answer, whole or as a stream of server-sent events."""
+    services = request.app[SERVICES]
+    exchange = request[EXCHANGE]
+    key = await authenticate(request)
+    async with EventStream(request, services.settings.ping_interval_s) as stream:
+        try:
+            async with services.admission.admit():
+                response = await _generate(request, key, stream, read)
+            # The runtime is done, and so is the place: what is left is between the client and its connection.
+            if stream.is_open:
+                await stream.finish(DONE)
+            return response
+        except ConnectionError:
+            raise
+        except Exception as error:
+            if not stream.is_open:
+                raise
+            # The status is spent: the failure is the last event, and nothing says that all went well.
+            known = public_error(error, exchange.request_id)
+            exchange.error = known.code
+            await stream.finish(encode_json(error_object(known)))
+            return stream.response
+
+
+async def _generate(request: web.Request, key: KeyRecord, stream: EventStream, read: Read) -> web.StreamResponse:
+    services = request.app[SERVICES]
+    exchange = request[EXCHANGE]
+    settings = services.settings
+    asked = read(await read_json_body(request, settings.max_body_mb * 2**20), exchange)
+    wanted = replace(asked.request, cache_salt=cache_salt(key, asked.request.cache_salt))
+    require_model(key, wanted.model)
+    with reserve(services.limiter, key, exchange) as reservation:
+        try:
+            async with aclosing(services.client.generate(wanted, settings.request_timeout_s)) as events:
+                if asked.stream:
+                    return await _relay(events, asked, stream, exchange, reservation)
+                return await _collect(events, asked, exchange, reservation)
+        except MantlerError as error:
+            if error.code is ErrorCode.MODEL_NOT_FOUND:
+                raise await not_found(services.client, key, wanted.model) from error
+            raise respelled(error, asked.spelling) from error
+
+
+async def _relay(
+    events: AsyncIterator[Event], asked: Asked, stream: EventStream, exchange: Exchange, reservation: Reservation
+) -> web.StreamResponse:
+    """Sends events on as they come. The first one decides: until it came, a failure is an HTTP status."""
+    stream.watch_silence()
+    reply = asked.reply
+    usage = UsageSum(asked.request.n)
+    begun = False
+    async for event in events:
+        part = event.body
+        if isinstance(part, Delta):
+            exchange.count_tokens(len(part.token_ids))
+            for data in reply.delta(event.index, part):
+                await stream.send(data)
+        elif isinstance(part, Started):
+            if begun:
+                continue
+            begun = True
+            _note_start(part, exchange, reservation)
+            await stream.open()
+            for data in reply.begin(part):
+                await stream.send(data)
+        else:
+            usage.add(event.index, part)
+            await stream.send(reply.finish(event.index, part.reason))
+    total = usage.total()
+    exchange.completion_tokens = total.completion_tokens
+    for data in reply.end(total):
+        await stream.send(data)
+    return stream.response
+
+
+async def _collect(
+    events: AsyncIterator[Event], asked: Asked, exchange: Exchange, reservation: Reservation
+) -> web.Response:
+    """Puts events together to one answer."""
+    usage = UsageSum(asked.request.n)
+    choices = [CollectedChoice() for _ in range(asked.request.n)]
+    first: Started | None = None
+    async for event in events:
+        part = event.body
+        if isinstance(part, Delta):
+            exchange.count_tokens(len(part.token_ids))
+            choices[event.index].add(part)
+        elif isinstance(part, Started):
+            if first is None:
+                first = part
+                _note_start(part, exchange, reservation)
+        else:
+            usage.add(event.index, part)
+            choices[event.index].reason = part.reason
+    total = usage.total()
+    if first is None:
+        raise ValueError("the choices finished without a start")
+    exchange.completion_tokens = total.completion_tokens
+    return json_answer(asked.reply.whole(first, choices, total))
+
+
+def _note_start(started: Started, exchange: Exchange, reservation: Reservation) -> None:
+    exchange.prompt_tokens = started.prompt_tokens
+    reservation.settle()
