@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,20 @@ def make_settings(home: Path, runtime: str, **changes: Any) -> FacadeSettings:
 
 def chat(text: str = "one two three", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
+
+
+def error_of(body: Any) -> tuple[str, str]:
+    """Type and code of an error's JSON, which holds nothing else."""
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return body["error"]["type"], body["error"]["code"]
+
+
+def raw_request(body: object, path: str = "/v1/chat/completions", *, method: str = "POST") -> bytes:
+    """A request as it travels, for tests that speak HTTP themselves."""
+    data = json.dumps(body).encode() if body is not None else b""
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 @dataclass

@@ -20,16 +20,6 @@ NOT_JSON = [b"", b"42", b'"string"', b"null", b"[123]", b"[{}]", b"{", b"\xff\xf
 NOT_JSON += [b'{"model": "\\ud800"}', b'{"a":' * 300 + b"1" + b"}" * 300, b"\xef\xbb\xbf{}", b"1" * 10_000]
 
 
-@pytest.mark.parametrize("raw", NOT_JSON, ids=lambda raw: repr(raw[:12]))
-async def test_not_a_json_object(facade: Facade, raw: bytes) -> None:
-    status, body, _ = await facade.post(raw)
-    assert status == 400
-    assert body["error"]["type"] == "invalid_request_error"
-    assert body["error"]["code"] == "invalid_request"
-    assert body["error"]["param"] is None
-    assert (await facade.post(chat()))[0] == 200
-
-
 def _messages(**message: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "x", **message}]}
 

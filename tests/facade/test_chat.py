@@ -6,65 +6,9 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import pytest
-
 from mantler import messages as m
 from tests.facade.conftest import MODEL, Facade, chat
-from tests.fake_runtime import FINGERPRINT, Body
-
-
-async def test_whole_answer(facade: Facade) -> None:
-    status, body, response = await facade.post(chat("one two three"))
-    assert status == 200
-    assert response.headers["Content-Type"].startswith("application/json")
-    assert body.pop("id").startswith("chatcmpl-")
-    assert isinstance(body.pop("created"), int)
-    assert body == {
-        "object": "chat.completion",
-        "model": MODEL,
-        "system_fingerprint": FINGERPRINT,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "one two three", "refusal": None},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": 3,
-            "completion_tokens": 3,
-            "total_tokens": 6,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        },
-    }
-
-
-async def test_stream(facade: Facade) -> None:
-    data, response = await facade.stream(chat('ein "zwei"\n\ndrei\u2028 vier'))
-    assert response.headers["Content-Type"] == "text/event-stream"
-    assert response.headers["Cache-Control"] == "no-cache"
-    assert response.headers["X-Accel-Buffering"] == "no"
-    assert response.headers["x-request-id"]
-    assert data.pop() == "[DONE]"
-    chunks = [json.loads(each) for each in data]
-    assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in chunks}) == 1
-    assert chunks[0]["object"] == "chat.completion.chunk"
-    assert all("usage" not in chunk for chunk in chunks)
-    choices = [chunk["choices"][0] for chunk in chunks]
-    assert choices[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
-    assert all("role" not in choice["delta"] for choice in choices[1:])
-    assert "".join(choice["delta"].get("content", "") for choice in choices) == 'ein "zwei"\n\ndrei\u2028 vier'
-    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["stop"]
-    assert choices[-1]["delta"] == {}
-
-
-async def test_stream_with_usage(facade: Facade) -> None:
-    data, _ = await facade.stream(chat("a b", stream_options={"include_usage": True}))
-    *chunks, last = [json.loads(each) for each in data[:-1]]
-    assert last["choices"] == []
-    assert last["usage"]["total_tokens"] == 4
-    assert all(chunk["usage"] is None for chunk in chunks)
+from tests.fake_runtime import Body
 
 
 async def test_empty_deltas_are_not_sent(facade: Facade) -> None:
@@ -77,13 +21,6 @@ async def test_empty_deltas_are_not_sent(facade: Facade) -> None:
     facade.runtime.script = held_back
     data, _ = await facade.stream(chat())
     assert [json.loads(each)["choices"][0]["delta"].get("content") for each in data[:-1]] == ["", "é", None]
-
-
-@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_length(facade: Facade, name: str) -> None:
-    _, body, _ = await facade.post(chat("a b c d", **{name: 2}))
-    assert body["choices"][0]["finish_reason"] == "length"
-    assert body["usage"]["completion_tokens"] == 2
 
 
 async def test_every_option_reaches_the_runtime(facade: Facade) -> None:
@@ -159,36 +96,6 @@ async def test_every_role_and_text_parts(facade: Facade) -> None:
         ("assistant", None, None),
         ("tool", "t", None),
     ]
-
-
-async def test_null_and_no_op_values_and_unknown_fields_are_accepted(facade: Facade) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("temperature", "stop", "seed", "max_tokens", "stream", "stream_options", "tools", "tool_choice", "n", "user")
-    )
-    assert (await facade.post(chat(**nothing)))[0] == 200
-    no_ops: dict[str, Any] = {
-        "n": 1,
-        "logprobs": False,
-        "top_logprobs": 0,
-        "logit_bias": {},
-        "presence_penalty": 0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1,
-        "tools": [],
-        "tool_choice": "none",
-        "response_format": {"type": "text"},
-        "modalities": ["text"],
-        "parallel_tool_calls": True,
-        "store": False,
-        "service_tier": "auto",
-        "user": "u",
-        "metadata": {"a": "b"},
-        "safety_identifier": "x",
-        "never_heard_of": {"deep": [1, 2, {"x": None}]},
-    }
-    assert (await facade.post(chat(**no_ops)))[0] == 200
-    sampling = facade.runtime.requests[1].sampling
-    assert sampling == m.SamplingParams()
 
 
 async def test_request_id_is_kept_and_sent_on(facade: Facade) -> None:

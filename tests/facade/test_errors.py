@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import logging
 import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -18,15 +16,8 @@ import pytest
 from facade.answer import encode_json
 from facade.app import running
 from mantler import messages as m
-from mantler.errors import ErrorCode, MantlerError
-from tests.facade.conftest import AUTH, KEY, MODEL, Facade, chat, events, make_settings
-from tests.fake_runtime import Body, FakeRuntime, Gate, failing, model
-
-
-def error_of(body: Any) -> tuple[str, str]:
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    return body["error"]["type"], body["error"]["code"]
+from tests.facade.conftest import AUTH, KEY, MODEL, Facade, chat, error_of, make_settings
+from tests.fake_runtime import Body, FakeRuntime, Gate, model
 
 
 @pytest.mark.parametrize(
@@ -171,107 +162,6 @@ async def test_health_needs_no_key(facade: Facade) -> None:
     assert (status, body) == (200, {"status": "ok"})
 
 
-async def test_aiohttps_own_errors_are_ours(facade: Facade) -> None:
-    status, body, _ = await facade.get("/nowhere", headers={})
-    assert (status, *error_of(body)) == (404, "not_found_error", "route_not_found")
-    status, body, response = await facade.get("/v1/chat/completions")
-    assert (status, *error_of(body)) == (405, "invalid_request_error", "method_not_allowed")
-    assert response.headers["Allow"] == "OPTIONS, POST"
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        status, body, _ = await facade.post(b"{}", headers={**AUTH, "Content-Type": kind})
-        assert (status, *error_of(body)) == (415, "invalid_request_error", "unsupported_media_type")
-        wanted = "The body must be JSON: send 'Content-Type: application/json'"
-        assert body["error"]["message"] == f"{wanted}; got Content-Type '{kind}'."
-
-
-@pytest.mark.parametrize("changes", [{"max_body_mb": 1}])
-async def test_413(facade: Facade) -> None:
-    long = json.dumps(chat("x" * 2**20)).encode()
-    status, body, _ = await facade.post(long)
-    assert (status, *error_of(body)) == (413, "invalid_request_error", "request_too_large")
-    packed = {**AUTH, "Content-Encoding": "gzip"}
-    status, body, _ = await facade.post(gzip.compress(long), headers=packed)
-    assert (status, *error_of(body)) == (413, "invalid_request_error", "request_too_large")
-    assert (await facade.post(gzip.compress(json.dumps(chat()).encode()), headers=packed))[0] == 200
-    assert (await facade.post(b"no gzip", headers=packed))[0] == 400
-
-
-async def test_bodies_beyond_aiohttps_default_are_taken(facade: Facade) -> None:
-    assert (await facade.post(json.dumps(chat("x" * 31 * 2**20)).encode()))[0] == 200
-
-
-async def test_head_and_options(facade: Facade) -> None:
-    for path in ("/health", "/v1/models", f"/v1/models/{MODEL}"):
-        async with facade.http.head(f"{facade.url}{path}", headers=AUTH) as response:
-            assert response.status == 200
-            assert await response.read() == b""
-    asked = {"Origin": "https://a.example", "Access-Control-Request-Headers": "authorization, x-stainless-os"}
-    async with facade.http.options(f"{facade.url}/v1/chat/completions", headers=asked) as response:
-        assert response.status == 204
-        assert "POST" in response.headers["Access-Control-Allow-Methods"]
-        assert response.headers["Access-Control-Allow-Headers"] == "authorization, x-stainless-os"
-        assert response.headers["Access-Control-Allow-Origin"] == "*"
-    async with facade.http.options(f"{facade.url}/nowhere") as response:
-        assert response.status == 404
-
-
-async def test_cors_on_errors_and_streams(facade: Facade) -> None:
-    for _, _, response in (await facade.get("/nowhere"), await facade.post(b"")):
-        assert response.headers["Access-Control-Allow-Origin"] == "*"
-        assert "x-request-id" in response.headers["Access-Control-Expose-Headers"]
-    _, response = await facade.stream(chat())
-    assert response.headers["Access-Control-Allow-Origin"] == "*"
-
-
-@pytest.mark.parametrize("changes", [{"cors_origins": ["https://a.example"]}])
-async def test_cors_of_chosen_origins(facade: Facade) -> None:
-    _, _, response = await facade.get("/health", headers={"Origin": "https://a.example"})
-    assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
-    assert response.headers["Vary"] == "Origin"
-    _, _, response = await facade.get("/health", headers={"Origin": "https://b.example"})
-    assert "Access-Control-Allow-Origin" not in response.headers
-
-
-async def test_rate_limit(facade: Facade) -> None:
-    headers, _ = await facade.new_key(requests_per_minute=2)
-    for remaining in ("1", "0"):
-        status, _, response = await facade.post(chat(), headers=headers)
-        assert status == 200
-        assert response.headers["x-ratelimit-limit-requests"] == "2"
-        assert response.headers["x-ratelimit-remaining-requests"] == remaining
-    status, body, response = await facade.post(chat(stream=True), headers=headers)
-    assert (status, *error_of(body)) == (429, "rate_limit_error", "rate_limit_exceeded")
-    assert 28 <= int(response.headers["Retry-After"]) <= 30
-    assert response.headers["x-ratelimit-remaining-requests"] == "0"
-    # Another key is not concerned.
-    assert (await facade.post(chat()))[0] == 200
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_what_the_runtime_refuses_is_a_status_and_costs_nothing(facade: Facade, stream: bool) -> None:
-    headers, _ = await facade.new_key(requests_per_minute=1)
-    cases = [
-        (m.context_exceeded(9000, 8192), 400, "context_length_exceeded"),
-        (MantlerError(ErrorCode.QUEUE_FULL, "Full.", retry_after_s=2.5), 429, "queue_full"),
-        (MantlerError(ErrorCode.MACHINE_OFFLINE, "Off.", retry_after_s=7), 503, "machine_offline"),
-        (MantlerError(ErrorCode.DEADLINE_EXCEEDED, "Late."), 504, "deadline_exceeded"),
-        (MantlerError(ErrorCode.CANCELLED, "Gone."), 503, "runtime_unavailable"),
-    ]
-    for error, status_wanted, code in cases:
-        facade.runtime.script = failing(error)
-        status, body, response = await facade.post(chat(stream=stream), headers=headers)
-        assert (status, body["error"]["code"]) == (status_wanted, code)
-        assert response.headers["x-ratelimit-remaining-requests"] == "1"
-        assert ("Retry-After" in response.headers) == (status in (429, 503))
-    assert cases[0][0].param == "messages"
-
-
-async def test_the_wait_of_a_full_queue_is_rounded_up(facade: Facade) -> None:
-    facade.runtime.script = failing(MantlerError(ErrorCode.QUEUE_FULL, "Full.", retry_after_s=2.5))
-    _, _, response = await facade.post(chat())
-    assert response.headers["Retry-After"] == "3"
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_bug_of_the_runtime_is_500_without_its_words(
     facade: Facade, stream: bool, caplog: pytest.LogCaptureFixture
@@ -298,16 +188,6 @@ async def test_a_bug_of_ours_is_500_and_logged(
     assert (status, *error_of(body)) == (500, "internal_error", "internal_error")
     assert "secret" not in json.dumps(body)
     assert "secret detail" in caplog.text
-
-
-async def test_a_failure_in_the_stream_is_its_last_event(facade: Facade) -> None:
-    late = MantlerError(ErrorCode.MACHINE_OFFLINE, "Off.", retry_after_s=1)
-    facade.runtime.script = failing(late, after=(m.Started(MODEL, 1), m.Delta("a", (1,))))
-    data, _ = await facade.stream(chat())
-    assert json.loads(data[-1])["error"]["code"] == "machine_offline"
-    assert "[DONE]" not in data
-    status, body, _ = await facade.post(chat())
-    assert (status, body["error"]["code"]) == (503, "machine_offline")
 
 
 async def test_a_gap_in_the_stream_is_an_error(facade: Facade) -> None:
@@ -356,42 +236,6 @@ async def test_deadline(facade: Facade) -> None:
     data, _ = await facade.stream(chat())
     assert json.loads(data[-1])["error"]["code"] == "deadline_exceeded"
     await facade.runtime.idle()
-
-
-@pytest.mark.parametrize("changes", [{"ping_interval_s": 0.05}])
-async def test_pings_before_the_first_token_and_between(facade: Facade) -> None:
-    gate = facade.runtime.script = Gate(stop_after=0)
-    sent = {**chat("a b"), "stream": True}
-    async with facade.http.post(f"{facade.url}/v1/chat/completions", json=sent, headers=AUTH) as response:
-        assert response.status == 200
-        assert await response.content.readline() == b": ping\n"
-        gate.opened.set()
-        text = (await response.read()).decode().lstrip("\n")
-    data = events(text)
-    assert data[-1] == "[DONE]"
-    gate = facade.runtime.script = Gate(stop_after=2)
-    async with facade.http.post(f"{facade.url}/v1/chat/completions", json=sent, headers=AUTH) as response:
-        while await response.content.readline() != b": ping\n":
-            pass
-        gate.opened.set()
-        assert (await response.read()).endswith(b"data: [DONE]\n\n")
-
-
-@pytest.mark.parametrize("changes", [{"ping_interval_s": 0.05}])
-async def test_a_failure_after_the_first_ping_is_an_event(facade: Facade) -> None:
-    opened = asyncio.Event()
-
-    async def late(request: m.GenerateRequest) -> AsyncGenerator[Body, None]:
-        await opened.wait()
-        raise m.context_exceeded(9000, 8192)
-        yield
-
-    facade.runtime.script = late
-    async with facade.http.post(f"{facade.url}/v1/chat/completions", json=chat(stream=True), headers=AUTH) as response:
-        assert await response.content.readline() == b": ping\n"
-        opened.set()
-        data = events((await response.read()).decode().lstrip("\n"))
-    assert [json.loads(each)["error"]["code"] for each in data] == ["context_length_exceeded"]
 
 
 async def test_access_log_has_numbers_and_no_text(facade: Facade, caplog: pytest.LogCaptureFixture) -> None:

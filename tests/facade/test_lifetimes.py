@@ -17,14 +17,8 @@ import pytest
 from facade.app import running, serve
 from mantler import messages as m
 from mantler.errors import MantlerError
-from tests.facade.conftest import AUTH, KEY, Facade, chat, events, make_settings
+from tests.facade.conftest import AUTH, Facade, chat, events, make_settings, raw_request
 from tests.fake_runtime import Body, FakeRuntime, Gate
-
-
-def raw_request(body: object, path: str = "/v1/chat/completions", *, method: str = "POST") -> bytes:
-    data = json.dumps(body).encode() if body is not None else b""
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-    return f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -40,19 +34,6 @@ async def test_a_client_that_leaves_frees_the_runtime(facade: Facade, stream: bo
     assert facade.runtime.cancelled == 1
     gate.opened.set()
     assert (await facade.post(chat()))[0] == 200
-
-
-async def test_many_clients_that_leave(facade: Facade) -> None:
-    gate = facade.runtime.script = Gate(1)
-    clients = [asyncio.create_task(facade.post(chat(stream=i % 2 == 0))) for i in range(50)]
-    while facade.runtime.active < 50:
-        await asyncio.wait(clients, timeout=0.01)
-    for client in clients:
-        client.cancel()
-    await asyncio.wait_for(facade.runtime.idle(), 5)
-    gate.opened.set()
-    assert (await facade.post(chat()))[0] == 200
-    await asyncio.wait(clients)
 
 
 class Endless:
@@ -101,31 +82,6 @@ async def test_a_reader_that_stops_reading_holds_the_runtime_back(facade: Facade
     assert script.said < 10_000
     writer.transport.abort()
     await asyncio.wait_for(facade.runtime.idle(), 5)
-
-
-async def test_keep_alive_survives_errors_and_pipelining_works(facade: Facade) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", facade.port)
-    requests = [
-        (raw_request(chat()), 200),
-        (raw_request({"messages": []}), 400),
-        (raw_request(None, "/nowhere", method="GET"), 404),
-        (raw_request(None, "/v1/chat/completions", method="DELETE"), 405),
-        (raw_request({**chat(), "model": "nope"}), 404),
-        (raw_request(chat(stream=True)), 200),
-        (raw_request(None, "/health", method="GET"), 200),
-    ]
-    writer.write(b"".join(raw for raw, _ in requests))
-    for _, wanted in requests:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        assert head.startswith(f"HTTP/1.1 {wanted} ")
-        if "chunked" in head:
-            body = await reader.readuntil(b"\r\n0\r\n\r\n")
-            assert b"[DONE]" in body
-        else:
-            length = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
-            json.loads(await reader.readexactly(length))
-    writer.close()
-    await writer.wait_closed()
 
 
 async def test_a_runtime_that_dies_and_comes_back(facade: Facade) -> None:
