@@ -15,6 +15,16 @@ PREFIX_WORDS = 400
 CANARIES = 3
 CANCELLED_SHARE = 0.2
 CANCEL_WITHIN_S = 3.0
+KEYS = frozenset({"mood", "level"})
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "mood": {"enum": ["calm", "busy", "wild"]},
+        "level": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
+    "required": sorted(KEYS),
+    "additionalProperties": False,
+}
 STOPS = ("the", " a", "\n", ".", "ing")
 
 
@@ -30,6 +40,8 @@ class Call:
     """How long the client sleeps after each line that it reads, at first."""
     canary: str = ""
     """Calls with the same one must get the same text, whatever runs beside them."""
+    keys: frozenset[str] = frozenset()
+    """Answers that are not cut short are JSON objects with just these keys."""
 
 
 @dataclass(slots=True)
@@ -95,6 +107,14 @@ class Mix:
         body = self._body(self.rng.randint(32, 200), self.rng.randint(1, 64), ignore_eos=True)
         return Call("whole", {name: value for name, value in body.items() if not name.startswith("stream")})
 
+    def _choices(self) -> Call:
+        number = self.rng.randint(2, 4)
+        return Call("choices", self._body(self.rng.randint(32, 300), self.rng.randint(8, 48), n=number, logprobs=True))
+
+    def _structured(self) -> Call:
+        schema = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
+        return Call("structured", self._body(self.rng.randint(32, 200), 64, response_format=schema), keys=KEYS)
+
     def _slow(self) -> Call:
         return Call("slow reader", self._body(64, 300, ignore_eos=True), pause_s=self.rng.uniform(0.02, 0.2))
 
@@ -113,6 +133,8 @@ KINDS: dict[Callable[[Mix], Call], float] = {
     Mix._long: 8,
     Mix._whole: 7,
     Mix._slow: 5,
+    Mix._choices: 5,
+    Mix._structured: 5,
     Mix._canary: 5,
 }
 """How often each kind is called, as weights."""

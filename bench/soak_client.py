@@ -89,22 +89,30 @@ class Client:
             if response.status != 200:
                 raise BadAnswerError(f"HTTP {response.status}")
             if call.body.get("stream"):
-                text, reason, tokens = await events(response.content, call.pause_s)
+                choices, tokens = await events(response.content, call.pause_s)
             else:
                 value = await response.json()
-                choice = value["choices"][0]
-                text, reason = choice["message"]["content"], choice["finish_reason"]
+                choices = [(choice["message"]["content"], choice["finish_reason"]) for choice in value["choices"]]
                 tokens = value["usage"]["completion_tokens"]
-        self._check(call, text, reason, tokens)
+        self._check_tokens(call, [reason for _, reason in choices], tokens)
+        for text, reason in choices:
+            self._check_text(call, text, reason)
         self.tally.tokens += tokens
         return OK
 
-    def _check(self, call: Call, text: str, reason: str, tokens: int) -> None:
-        limit = call.body["max_tokens"]
-        if reason not in ("stop", "length") or tokens > limit or (reason == "length" and tokens != limit):
-            raise BadAnswerError(f"{tokens} tokens of {limit} and finish reason {reason}")
+    def _check_tokens(self, call: Call, reasons: list[str], tokens: int) -> None:
+        limit, number = call.body["max_tokens"], call.body.get("n", 1)
+        cut = reasons.count("length")
+        if len(reasons) != number or not {*reasons} <= {"stop", "length"}:
+            raise BadAnswerError(f"{number} choices ended with {reasons}")
+        if not cut * limit <= tokens <= number * limit or (cut == number and tokens != cut * limit):
+            raise BadAnswerError(f"{tokens} tokens of {number} times {limit} and finish reasons {reasons}")
+
+    def _check_text(self, call: Call, text: str, reason: str) -> None:
         if found := [stop for stop in call.body.get("stop", ()) if stop in text]:
             raise BadAnswerError(f"the text holds the stop string {found[0]!r}")
+        if call.keys and reason == "stop" and {*json.loads(text)} != call.keys:
+            raise BadAnswerError("the JSON does not follow its schema")
         if call.canary and self.tally.texts.setdefault(call.canary, text) != text:
             raise BadAnswerError("the same greedy request got another text than before")
 
@@ -121,9 +129,11 @@ async def client(endpoint: Endpoint, tally: Tally) -> AsyncIterator[Client]:
         yield Client(endpoint, tally, opened, slow)
 
 
-async def events(lines: AsyncIterable[bytes], pause_s: float) -> tuple[str, str, int]:
-    """Text, finish reason and token count of an event stream. Raises :class:`BadAnswerError`."""
-    text, reason, tokens, ended, read = "", "", -1, False, 0
+async def events(lines: AsyncIterable[bytes], pause_s: float) -> tuple[list[tuple[str, str]], int]:
+    """Each choice's text and finish reason, and the token count of an event stream. Raises :class:`BadAnswerError`."""
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    tokens, ended, read = -1, False, 0
     async for line in lines:
         read += 1
         if pause_s and read <= SLOW_LINES:
@@ -138,13 +148,15 @@ async def events(lines: AsyncIterable[bytes], pause_s: float) -> tuple[str, str,
         if "error" in chunk:
             raise BadAnswerError(f"an error event: {chunk['error'].get('code')}")
         for choice in chunk["choices"]:
-            text += choice["delta"].get("content") or ""
-            reason = choice["finish_reason"] or reason
+            index = choice["index"]
+            texts[index] = texts.get(index, "") + (choice["delta"].get("content") or "")
+            if choice["finish_reason"]:
+                reasons[index] = choice["finish_reason"]
         if chunk.get("usage"):
             tokens = chunk["usage"]["completion_tokens"]
     if not ended:
         raise BadAnswerError("the stream was cut off")
-    return text, reason, tokens
+    return [(texts[index], reasons.get(index, "none")) for index in sorted(texts)], tokens
 
 
 def _small_socket(address: Any) -> socket.socket:

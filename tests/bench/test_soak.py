@@ -98,7 +98,9 @@ async def test_an_answer_is_read() -> None:
     finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     text = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": None}]}
     usage = {"choices": [], "usage": {"completion_tokens": 1}}
-    assert await events(lines(text, finish, usage), 0.0) == ("hi", "stop", 1)
+    assert await events(lines(text, finish, usage), 0.0) == ([("hi", "stop")], 1)
+    other = {"choices": [{"index": 1, "delta": {"content": "ho"}, "finish_reason": "length"}]}
+    assert await events(lines(text, other, finish, usage), 0.0) == ([("hi", "stop"), ("ho", "length")], 1)
     with pytest.raises(BadAnswerError, match="cut off"):
         await events(lines(text, end=""), 0.0)
     with pytest.raises(BadAnswerError, match="internal_error"):
