@@ -1,0 +1,128 @@
+"""The same request over REST and over gRPC gives the same tokens, usage and finish reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mantler.client import RuntimeClient
+from mantler.constraints import JsonSchemaConstraint
+from mantler.messages import (
+    ChatMessage,
+    ChatPrompt,
+    Delta,
+    Finished,
+    GenerateRequest,
+    LogprobsParams,
+    Role,
+    SamplingParams,
+    StopParams,
+)
+from tests.default_model import DEFAULT_MODEL
+from tests.e2e.conftest import Mesh
+from tests.e2e.rest import Rest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.model]
+
+PROMPT = "Name three colours of the sea."
+SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["blue", "green"]}}, "required": ["colour"]}
+
+
+@dataclass(slots=True)
+class Said:
+    """One choice: what both ways tell of it."""
+
+    text: str = ""
+    reason: str = ""
+    tokens: list[tuple[bytes, float]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Answer:
+    """All of an answer."""
+
+    choices: list[Said]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@pytest.fixture
+async def rest(mesh: Mesh) -> AsyncIterator[Rest]:
+    async with aiohttp.ClientSession() as http:
+        yield Rest(http, mesh)
+
+
+@pytest.fixture
+async def client(mesh: Mesh) -> AsyncIterator[RuntimeClient]:
+    async with RuntimeClient(mesh.runtime) as opened:
+        yield opened
+
+
+async def over_rest(rest: Rest, fields: dict[str, Any]) -> Answer:
+    answer = await rest.answer(PROMPT, **fields)
+    choices = [
+        Said(
+            choice["message"]["content"],
+            choice["finish_reason"],
+            [(bytes(entry["bytes"]), entry["logprob"]) for entry in (choice["logprobs"] or {"content": []})["content"]],
+        )
+        for choice in answer["choices"]
+    ]
+    return Answer(choices, answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"])
+
+
+async def over_grpc(client: RuntimeClient, asked: GenerateRequest) -> Answer:
+    answer = Answer([Said() for _ in range(asked.n)], 0, 0)
+    async with aclosing(client.generate(asked, 100.0)) as events:
+        async for event in events:
+            choice, body = answer.choices[event.index], event.body
+            if isinstance(body, Delta):
+                choice.text += body.text
+                choice.tokens += [(entry.chosen.token_bytes, entry.chosen.logprob) for entry in body.logprobs]
+            elif isinstance(body, Finished):
+                choice.reason = body.reason.value
+                answer.prompt_tokens = body.usage.prompt_tokens
+                answer.completion_tokens += body.usage.completion_tokens
+    return answer
+
+
+def request(**fields: Any) -> GenerateRequest:
+    prompt = ChatPrompt((ChatMessage(Role.USER, PROMPT),))
+    given = {"sampling": SamplingParams(temperature=0), "stop": StopParams(max_tokens=32), **fields}
+    return GenerateRequest("both-ways", DEFAULT_MODEL, prompt, **given)
+
+
+PAIRS: dict[str, tuple[dict[str, Any], GenerateRequest]] = {
+    "plain": ({}, request()),
+    "n": (
+        {"n": 2, "temperature": 1, "seed": 5},
+        request(n=2, sampling=SamplingParams(temperature=1, seed=5)),
+    ),
+    "logprobs": (
+        {"logprobs": True, "top_logprobs": 2, "logit_bias": {"28": -5}, "presence_penalty": 0.5},
+        request(
+            logprobs=LogprobsParams(2),
+            sampling=SamplingParams(temperature=0, logit_bias=((28, -5.0),), presence_penalty=0.5),
+        ),
+    ),
+    "json_schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "sea", "schema": SCHEMA}}},
+        request(constraint=JsonSchemaConstraint(json.dumps(SCHEMA))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+async def test_rest_and_grpc_agree(rest: Rest, client: RuntimeClient, name: str) -> None:
+    fields, asked = PAIRS[name]
+    there = await over_rest(rest, fields)
+    assert there == await over_grpc(client, asked)
+    assert len(there.choices) == asked.n
+    assert there.completion_tokens > 0
+    assert bool(there.choices[0].tokens) == (asked.logprobs is not None)
