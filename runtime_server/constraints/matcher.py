@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from concurrent.futures import Future
 
 import numpy as np
 from llguidance import LLMatcher
-from numpy.typing import NDArray
 
 from mantler.errors import MantlerError, internal, invalid
 from runtime_server.constraints.limits import MASK_TIMEOUT_S
+from runtime_server.constraints.mask import Mask
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """The tokens that may come next."""
-
-    forbidden: NDArray[np.bool_]
-    """``[vocab_size]``; at least one entry is False."""
-
-    def leaves_none(self, banned: frozenset[int]) -> bool:
-        """Whether nothing is left where ``banned`` must not be drawn either."""
-        ids = list(banned)
-        allowed = self.forbidden.size - int(np.count_nonzero(self.forbidden))
-        return allowed == len(ids) - int(np.count_nonzero(self.forbidden[ids]))
 
 
 class Matcher:
     """The state of one choice's output. Outlives preemption: it depends on the tokens only.
 
-    Used by one thread at a time. The mask of the next token is made ahead in another one, from :meth:`advance` until
-    :meth:`mask`, and nothing else is called in between.
+    A step that needs a mask calls :meth:`expect`, has another thread call :meth:`make` while the model runs, and takes
+    it with :meth:`mask`; nothing else is called in between.
 
     Args:
         state: at the beginning of the grammar; taken over.
@@ -60,14 +45,31 @@ class Matcher:
         self._end_ids = end_ids
         self._ends_early = ends_early
         self._param = param
-        self._buffer = np.zeros((table_size + 31) // 32, np.int32)
+        words = (table_size + 31) // 32
+        self._allowed = np.zeros(4 * words, np.uint8)
+        """One bit per token, the lowest first."""
+        self._current = False
+        """Whether ``_allowed`` is that of the next token."""
         self._mask: Future[Mask] = Future()
         self.complete = False
         """Whether the grammar is satisfied and nothing may follow."""
 
     def start(self) -> None:
-        """Makes the mask of the first token. Raises ``MantlerError`` where no output can match."""
-        self._mask.set_result(self._next_mask())
+        """Finds what may come first. Raises ``MantlerError`` where no output can match."""
+        self._find_allowed()
+
+    def expect(self) -> None:
+        """Announces that :meth:`make` will be called, before :meth:`mask` is."""
+        self._mask = Future()
+
+    def make(self) -> None:
+        """Makes the mask of the next token. Never raises: what fails is raised by :meth:`mask`."""
+        try:
+            if not self._current:
+                self._find_allowed()
+            self._mask.set_result(Mask.of(self._allowed, self._vocab_size))
+        except BaseException as error:  # a panic of the parser is no Exception
+            self._mask.set_exception(error)
 
     def mask(self) -> Mask:
         """The mask of the next token, once it is there. Raises ``MantlerError`` where it would cost too much."""
@@ -77,33 +79,37 @@ class Matcher:
             # The state is in use elsewhere and must not be asked.
             raise _limit_reached(self._param) from None
 
-    def advance(self, token_id: int, executor: Executor) -> None:
-        """Takes the token that was drawn and starts with the next mask, unless the output is complete."""
-        if not self._state.consume_token(token_id):
-            # The mask has let the token through, so what fails here is a limit.
-            self._mask = Future()
-            self._mask.set_exception(self._failure())
-        elif self._state.is_stopped():
-            self.complete = True
-        else:
-            self._mask = executor.submit(self._next_mask)
+    def advance(self, token_id: int) -> None:
+        """Takes the token that was drawn."""
+        self._current = False
+        # The mask has let the token through, so what fails here is a limit. The next mask says so.
+        if self._state.consume_token(token_id):
+            self.complete = self._state.is_stopped()
 
-    def _next_mask(self) -> Mask:
-        state, buffer = self._state, self._buffer
-        state.unsafe_compute_mask_ptr(buffer.ctypes.data, buffer.nbytes)
+    def _find_allowed(self) -> None:
+        state, allowed = self._state, self._allowed
+        if not state.is_error():
+            state.unsafe_compute_mask_ptr(allowed.ctypes.data, allowed.nbytes)
         if state.is_error():
             raise self._failure()
-        bits = np.unpackbits(buffer.view(np.uint8), count=self._vocab_size, bitorder="little")
-        forbidden = bits == 0
+        # The logits may have fewer rows than the tokenizer has tokens, and no more.
+        bytes_used, rest = divmod(self._vocab_size, 8)
+        if rest:
+            allowed[bytes_used] &= (1 << rest) - 1
+        allowed[bytes_used + bool(rest) :] = 0
         if not self._ends_early:
-            ends = list(self._end_ids)
-            kept = forbidden[ends]
-            forbidden[ends] = True
-            if forbidden.all():
-                forbidden[ends] = kept
-        if forbidden.all():
+            self._forbid_ends()
+        if not allowed.any():
             raise invalid(self._param, "no token of this model's vocabulary can follow.")
-        return Mask(forbidden)
+        self._current = True
+
+    def _forbid_ends(self) -> None:
+        """Takes the ends out, unless nothing else may follow."""
+        others = self._allowed.copy()
+        for token_id in self._end_ids:
+            others[token_id // 8] &= ~np.uint8(1 << token_id % 8)
+        if others.any():
+            self._allowed[:] = others
 
     def _failure(self) -> MantlerError:
         text = self._state.get_error()

@@ -20,6 +20,7 @@ from typing import Protocol
 from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.messages import EngineProfile, FinishReason
 from runtime_server.backends.base import Backend
+from runtime_server.constraints.matcher import Matcher
 from runtime_server.engine.logprobs import Ranking, original, rankings
 from runtime_server.engine.profile import StepCounters
 from runtime_server.engine.sampler import SamplingRow, sample
@@ -177,21 +178,33 @@ class Engine:
     def _execute(self, step: Step) -> None:
         self._step_started_s = time.monotonic()
         run_ns = perf_counter_ns()
+        sampled = [s for s, chunk in zip(step.sequences, step.chunks, strict=True) if chunk.wants_logits]
+        self._begin_masks(sampled)
         logits = self._backend.run(step.chunks)
         sample_ns = perf_counter_ns()
-        sampled = [s for s, chunk in zip(step.sequences, step.chunks, strict=True) if chunk.wants_logits]
         rows = [self._sampling_row(sequence) for sequence in sampled]
         asked = original(logits, rows)
         tokens = sample(logits, rows) if rows else []
         ranked = rankings(asked, rows, tokens)
         for sequence, token_id in zip(sampled, tokens, strict=True):
-            sequence.follow(token_id, self._masks)
+            sequence.follow(token_id)
         publish_ns = perf_counter_ns()
         self._step_started_s = None
         with self._wake:
             self._publish(self._scheduler.commit(step, tokens, ranked))
             times_ns = (self._schedule_ns, run_ns, sample_ns, publish_ns, perf_counter_ns())
             self._counters.add(len(step.chunks), step.prompt_tokens, len(tokens), times_ns)
+
+    def _begin_masks(self, sequences: Items[Sequence]) -> None:
+        """Has the masks of a step's rows made beside its run.
+
+        Not sooner: making them needs the interpreter, which publishing the step before needs too.
+        """
+        matchers = [sequence.matcher for sequence in sequences if sequence.matcher is not None]
+        for matcher in matchers:
+            matcher.expect()
+        if matchers:
+            self._masks.submit(_make_masks, matchers)
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
         """What decides the sequence's next token. Where its grammar gives up, the sequence fails, and nobody else."""
@@ -237,6 +250,11 @@ def unavailable(name: str) -> MantlerError:
     return MantlerError(
         ErrorCode.RUNTIME_UNAVAILABLE, f"The model {name} is not taking requests right now.", retry_after_s=1.0
     )
+
+
+def _make_masks(matchers: list[Matcher]) -> None:
+    for matcher in matchers:
+        matcher.make()
 
 
 def _announce(sinks: list[Sink]) -> None:

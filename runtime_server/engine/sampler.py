@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mantler.messages import LogprobsParams, SamplingParams
+from runtime_server.constraints.mask import Mask
 from runtime_server.engine.adjustments import Adjustments
 from runtime_server.engine.philox import uniform
 
@@ -38,8 +39,8 @@ class SamplingRow:
     """How many tokens the choice has so far."""
     banned: tuple[int, ...] = ()
     """Tokens that must not be drawn here."""
-    forbidden: NDArray[np.bool_] | None = None
-    """``[vocab_size]``: the tokens that a grammar does not allow here."""
+    mask: Mask | None = None
+    """The tokens that a grammar allows here."""
     adjustments: Adjustments | None = None
     """Biases and penalties. They come before what must not be drawn."""
     logprobs: LogprobsParams | None = None
@@ -48,7 +49,7 @@ class SamplingRow:
     @property
     def changes_logits(self) -> bool:
         """Whether :func:`sample` overwrites logits of this row."""
-        return bool(self.banned) or self.forbidden is not None or self.adjustments is not None
+        return bool(self.banned) or self.mask is not None or self.adjustments is not None
 
 
 def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
@@ -63,8 +64,8 @@ def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
             row.adjustments.apply(logits[i])
         if row.banned:
             logits[i, list(row.banned)] = -np.inf
-        if row.forbidden is not None:
-            np.copyto(logits[i], -np.inf, where=row.forbidden)
+        if row.mask is not None:
+            np.minimum(logits[i], row.mask.ceiling, out=logits[i])
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if not drawn:
         greedy: list[int] = logits.argmax(axis=1).tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field
 
 from mantler.messages import FinishReason, LogprobsParams, SamplingParams
@@ -89,28 +88,25 @@ class Sequence:
         """What decides the next token, besides the logits. Raises ``MantlerError`` where the grammar gives up."""
         position = self.output_tokens
         banned = self.end_ids if position < self.min_tokens else frozenset()
-        forbidden = None
-        if self.matcher is not None:
-            mask = self.matcher.mask()
-            forbidden = mask.forbidden
-            if banned and mask.leaves_none(banned):
-                # A grammar that is satisfied ends the output before min_tokens: there is nothing else to say.
-                banned = frozenset()
+        mask = None if self.matcher is None else self.matcher.mask()
+        if mask is not None and banned and mask.leaves_none(banned):
+            # A grammar that is satisfied ends the output before min_tokens: there is nothing else to say.
+            banned = frozenset()
         return SamplingRow(
             self.sampling,
             self.seed,
             self.choice,
             position,
             banned=tuple(banned),
-            forbidden=forbidden,
+            mask=mask,
             adjustments=self._adjustments,
             logprobs=self.logprobs,
         )
 
-    def follow(self, token_id: int, executor: Executor) -> None:
-        """Tells the grammar, before :meth:`append`, which token was drawn; ``executor`` makes the next mask."""
+    def follow(self, token_id: int) -> None:
+        """Tells the grammar, before :meth:`append`, which token was drawn."""
         if self.matcher is not None and token_id not in self.end_ids:
-            self.matcher.advance(token_id, executor)
+            self.matcher.advance(token_id)
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the next token; says whether it was the last one and why."""
