@@ -131,21 +131,24 @@ class DeployedModel:
         eos_ids = frozenset() if stop.ignore_eos else self._tokenizer.eos_ids
         # The choices draw different numbers from one seed.
         seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
-        return [
-            Sequence(
-                prompt_ids=prompt_ids,
-                sampling=request.sampling,
-                seed=seed,
-                max_tokens=stop.max_tokens or room,
-                min_tokens=stop.min_tokens,
-                end_ids=eos_ids | end_ids,
-                choice=choice,
-                priority=request.priority,
-                cache_salt=request.cache_salt,
-                logprobs=request.logprobs,
+        sequences: list[Sequence] = []
+        for choice in range(request.n):
+            sequences.append(
+                Sequence(
+                    prompt_ids=prompt_ids,
+                    sampling=request.sampling,
+                    seed=seed,
+                    max_tokens=stop.max_tokens or room,
+                    min_tokens=stop.min_tokens,
+                    end_ids=eos_ids | end_ids,
+                    choice=choice,
+                    priority=request.priority,
+                    cache_salt=request.cache_salt,
+                    sibling=sequences[0] if sequences else None,
+                    logprobs=request.logprobs,
+                )
             )
-            for choice in range(request.n)
-        ]
+        return sequences
 
     def _checked_ids(self, token_ids: tuple[int, ...], param: str = "prompt") -> tuple[int, ...]:
         vocab_size = self.manifest.config.vocab_size

@@ -32,6 +32,8 @@ class Sequence:
     """Lower is sooner."""
     cache_salt: InitVar[str | None] = None
     """Computed blocks are shared with sequences of the same salt only."""
+    sibling: InitVar[Sequence | None] = None
+    """Another choice of the request, with the same prompt and salt. Digests of the prompt are made once for both."""
     matcher: Matcher | None = None
     """Follows the grammar that the output must match."""
     logprobs: LogprobsParams | None = None
@@ -51,15 +53,17 @@ class Sequence:
     preemptions: int = field(default=0, init=False)
     cancelled: bool = field(default=False, init=False)
     _adjustments: Adjustments | None = field(init=False)
-    _digests: list[bytes] = field(init=False)
-    """Of the root and of the full blocks so far. Each is made once."""
+    _prompt_digests: list[bytes] = field(init=False)
+    """Of the root and of the full blocks of the prompt, so far as they were needed. One list for all siblings."""
+    _output_digests: list[bytes] = field(default_factory=list, init=False)
+    """Of the full blocks after those."""
 
-    def __post_init__(self, prompt_ids: Iterable[int], cache_salt: str | None) -> None:
+    def __post_init__(self, prompt_ids: Iterable[int], cache_salt: str | None, sibling: Sequence | None) -> None:
         self.token_ids = array("i", prompt_ids)
         self.prompt_tokens = len(self.token_ids)
         self.block_ids = array("i")
         self._adjustments = Adjustments.of(self.sampling, self.token_ids)
-        self._digests = [root_digest(cache_salt)]
+        self._prompt_digests = [root_digest(cache_salt)] if sibling is None else sibling._prompt_digests
 
     @property
     def remaining(self) -> int:
@@ -78,11 +82,19 @@ class Sequence:
 
     def digest(self, block: int, block_tokens: int) -> bytes:
         """The digest of the sequence's block number ``block``, which must be full."""
-        digests = self._digests
-        while len(digests) <= block + 1:
-            start = (len(digests) - 1) * block_tokens
-            digests.append(block_digest(digests[-1], self.token_ids[start : start + block_tokens]))
-        return digests[block + 1]
+        shared, own = self._prompt_digests, self._output_digests
+        prompt_blocks = self.prompt_tokens // block_tokens
+        while len(shared) <= min(block + 1, prompt_blocks):
+            shared.append(self._digest_after(shared[-1], len(shared) - 1, block_tokens))
+        if block < prompt_blocks:
+            return shared[block + 1]
+        while len(own) <= block - prompt_blocks:
+            own.append(self._digest_after((own or shared)[-1], prompt_blocks + len(own), block_tokens))
+        return own[block - prompt_blocks]
+
+    def _digest_after(self, parent: bytes, block: int, block_tokens: int) -> bytes:
+        start = block * block_tokens
+        return block_digest(parent, self.token_ids[start : start + block_tokens])
 
     def sampling_row(self) -> SamplingRow:
         """What decides the next token, besides the logits. Raises ``MantlerError`` where the grammar gives up."""

@@ -74,6 +74,21 @@ def test_a_sequence_makes_each_digest_once_and_in_order() -> None:
     assert item.digest(2, 4) == block_digest(expected, array("i", [8, 9, 50, 51]))
 
 
+def test_choices_make_the_digests_of_their_prompt_once_for_all() -> None:
+    first = Sequence(prompt_ids=range(10), sampling=GREEDY, seed=0, max_tokens=9)
+    second = Sequence(prompt_ids=range(10), sampling=GREEDY, seed=0, max_tokens=9, choice=1, sibling=first)
+    alone = Sequence(prompt_ids=range(10), sampling=GREEDY, seed=0, max_tokens=9)
+    for token_id, item in enumerate((first, second, alone)):
+        for _ in range(6):
+            item.append(token_id)
+    # The third block begins with the end of the prompt and goes on with what was generated.
+    apart = [first.digest(2, 4), second.digest(2, 4), alone.digest(2, 4)]
+    assert len(set(apart)) == 3
+    assert all(first.digest(block, 4) is second.digest(block, 4) for block in range(2))
+    assert all(first.digest(block, 4) == alone.digest(block, 4) for block in range(2))
+    assert second.digest(3, 4) == block_digest(second.digest(2, 4), array("i", [1, 1, 1, 1]))
+
+
 class Pool(RuleBasedStateMachine):
     """Beside a model of who holds what, with every block's content written down."""
 
