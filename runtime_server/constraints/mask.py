@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,19 +15,25 @@ _CEILINGS = _ceilings()
 """``[256, 8]``: for each byte, the ceilings of the tokens that its bits stand for."""
 
 
-@dataclass(frozen=True, slots=True)
 class Mask:
-    """The tokens that may come next, as what their logits must not exceed."""
+    """The tokens that may come next, as what their logits must not exceed.
 
-    ceiling: NDArray[np.float32]
-    """``[vocab_size]``: infinity where a token may come, minus infinity where it must not. The lesser of this and the
-    logits is one pass over both, and takes as long whatever is allowed."""
+    Its memory is used for one step after the other: a new array each time would cost as much as filling it.
 
-    @classmethod
-    def of(cls, allowed: NDArray[np.uint8], vocab_size: int) -> Mask:
-        """From one bit per token, the lowest first."""
+    Args:
+        vocab_size: of the logits.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self._ceilings = np.full((-(-vocab_size // 8), 8), -np.inf, np.float32)
+        self.ceiling = self._ceilings.reshape(-1)[:vocab_size]
+        """``[vocab_size]``: infinity where a token may come, minus infinity where it must not. The lesser of this and
+        the logits is one pass over both, and takes as long whatever is allowed."""
+
+    def fill(self, allowed: NDArray[np.uint8]) -> None:
+        """Takes what is allowed from one bit per token, the lowest first."""
         # "clip" spares numpy a copy; no byte is out of range.
-        return cls(np.take(_CEILINGS, allowed, axis=0, mode="clip").reshape(-1)[:vocab_size])
+        np.take(_CEILINGS, allowed[: len(self._ceilings)], axis=0, out=self._ceilings, mode="clip")
 
     def allows(self, token_id: int) -> bool:
         """Whether a token may come."""

@@ -50,7 +50,9 @@ class Matcher:
         """One bit per token, the lowest first."""
         self._current = False
         """Whether ``_allowed`` is that of the next token."""
-        self._mask: Future[Mask] = Future()
+        self._mask: Mask | None = None
+        """Made when it is needed first, which is not while the sequence waits."""
+        self._made: Future[Mask] = Future()
         self.complete = False
         """Whether the grammar is satisfied and nothing may follow."""
 
@@ -60,21 +62,27 @@ class Matcher:
 
     def expect(self) -> None:
         """Announces that :meth:`make` will be called, before :meth:`mask` is."""
-        self._mask = Future()
+        self._made = Future()
 
     def make(self) -> None:
         """Makes the mask of the next token. Never raises: what fails is raised by :meth:`mask`."""
         try:
             if not self._current:
                 self._find_allowed()
-            self._mask.set_result(Mask.of(self._allowed, self._vocab_size))
+            if self._mask is None:
+                self._mask = Mask(self._vocab_size)
+            self._mask.fill(self._allowed)
+            self._made.set_result(self._mask)
         except BaseException as error:  # a panic of the parser is no Exception
-            self._mask.set_exception(error)
+            self._made.set_exception(error)
 
     def mask(self) -> Mask:
-        """The mask of the next token, once it is there. Raises ``MantlerError`` where it would cost too much."""
+        """The mask of the next token, once it is there; until the next :meth:`make`.
+
+        Raises ``MantlerError`` where it would cost too much.
+        """
         try:
-            return self._mask.result(MASK_TIMEOUT_S)
+            return self._made.result(MASK_TIMEOUT_S)
         except TimeoutError:
             # The state is in use elsewhere and must not be asked.
             raise _limit_reached(self._param) from None

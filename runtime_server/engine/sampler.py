@@ -141,8 +141,9 @@ class Row:
 
     def _weights(self, logits: Floats) -> Floats:
         weights: Floats = logits - self.peak
-        with np.errstate(over="ignore"):  # at a tiny temperature all but the best go to minus infinity, rightly
-            weights *= self._scale
+        if self._scale != 1:
+            with np.errstate(over="ignore"):  # at a tiny temperature all but the best go to minus infinity, rightly
+                weights *= self._scale
         np.exp(weights, out=weights)
         return weights
 
