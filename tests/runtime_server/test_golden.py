@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from runtime_server.backends.base import Chunk
 from runtime_server.backends.cpu import CpuBackend
+from runtime_server.engine.logprobs import rank
 from runtime_server.models.manifest import Manifest
 from tests import golden
 from tests.conftest import model_folder
@@ -79,6 +80,28 @@ def test_the_model_stays_close_to_fp32(backend: CpuBackend) -> None:
         for row, (_, entry) in zip(backend.run(chunks), running, strict=True):
             result.add(row, entry, position)
     result.check("all positions", 2288)
+
+
+def test_log_probabilities_are_close_to_those_of_fp32(backend: CpuBackend) -> None:
+    """Of the tokens that were said, where the reference lists them, and of the likeliest ones."""
+    chosen: list[float] = []
+    top: list[float] = []
+    for number, entry in enumerate(golden.scored()):
+        backend.run([piece(number, 0, entry.token_ids[: entry.prompt_length - 1])])
+        for position in range(entry.prompt_length - 1, len(entry.token_ids) - 1):
+            logits = backend.run([piece(number, position, [entry.token_ids[position]])])[0]
+            following = entry.token_ids[position + 1]
+            ranking = rank(logits, following, 5)
+            expected = dict(zip(entry.top_ids[position].tolist(), entry.top_logprobs[position].tolist(), strict=True))
+            if following in expected:
+                chosen.append(abs(ranking.chosen - expected[following]))
+            listed = [i for i in range(5) if ranking.top_ids[i] in expected]
+            top += [abs(ranking.top[i] - expected[ranking.top_ids[i]]) for i in listed]
+    print(f"chosen {np.mean(chosen):.4f} of {len(chosen)}, top {np.mean(top):.4f} of {len(top)}")  # noqa: T201 - with -s
+    assert len(chosen) >= 900
+    assert len(top) >= 4500
+    assert np.mean(chosen) <= 0.08
+    assert np.mean(top) <= 0.13
 
 
 def test_a_prompt_has_the_bits_of_single_tokens(backend: CpuBackend) -> None:

@@ -21,13 +21,14 @@ from mantler.constraints import (
     RegexConstraint,
 )
 from mantler.errors import ErrorCode, MantlerError, invalid
-from mantler.messages import Delta, Finished, FinishReason, SamplingParams
+from mantler.messages import Delta, Finished, FinishReason, LogprobsParams, SamplingParams
 from runtime_server.backends.base import Chunk
 from runtime_server.constraints.compiler import Compiler
 from runtime_server.constraints.matcher import Matcher
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
+from runtime_server.engine.logprobs import rank
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence as EngineSequence
 from runtime_server.models.tokenizer import Tokenizer
@@ -178,6 +179,35 @@ async def test_neighbours_and_preemption_change_nothing(tokenizer: Tokenizer, co
         together = await asyncio.gather(*(one(engine, number) for number in range(8)))
         assert engine.profile().preemptions > 0
     assert together == alone
+
+
+async def test_log_probabilities_are_those_before_the_mask(tokenizer: Tokenizer, compiler: Compiler) -> None:
+    async with running_engine() as engine:
+        sequence = EngineSequence(
+            prompt_ids=[1, 2, 3],
+            sampling=NOISE,
+            seed=5,
+            max_tokens=60,
+            end_ids=frozenset({EOS}),
+            matcher=await compiler.matcher(RegexConstraint("[a-f]{30}"), ends_early=True),
+            logprobs=LogprobsParams(3),
+        )
+        made = Generation(engine, [sequence], model="noise", fingerprint="f", token_bytes=tokenizer.token_bytes)
+        async with aclosing(made.events()) as events:
+            deltas = [event.body async for event in events if isinstance(event.body, Delta)]
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert re.fullmatch("[a-f]{30}", "".join(delta.text for delta in deltas))
+    # The same logits without a mask, from a backend that is fed the same tokens.
+    said, backend = [1, 2, 3], NoisyBackend(blocks=50)
+    for entry in entries:
+        ranking = rank(backend.run([Chunk(range(50), 0, said, True)])[0], entry.chosen.token_id, 3)
+        assert entry.chosen.logprob == ranking.chosen
+        assert tuple((other.token_id, other.logprob) for other in entry.top) == tuple(
+            zip(ranking.top_ids, ranking.top, strict=True)
+        )
+        said.append(entry.chosen.token_id)
+    listed = {other.token_bytes for entry in entries for other in entry.top}
+    assert any(re.fullmatch(b"[a-f]+", data) is None for data in listed)
 
 
 async def test_a_complete_output_ends_before_min_tokens(tokenizer: Tokenizer, compiler: Compiler) -> None:
