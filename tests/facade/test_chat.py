@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from mantler import messages as m
+from mantler.tools import ToolCall
 from tests.facade.conftest import MODEL, Facade, chat
 from tests.fake_runtime import Body
 
@@ -77,25 +78,30 @@ async def test_cached_tokens_are_told(facade: Facade) -> None:
     assert json.loads(data[-2])["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
 
 
-async def test_every_role_and_text_parts(facade: Facade) -> None:
+async def test_every_role_and_its_fields_reach_the_runtime(facade: Facade) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
     messages: list[dict[str, Any]] = [
         {"role": "system", "content": "s"},
         {"role": "developer", "content": "d", "name": "dev"},
         {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]},
-        {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "tool", "tool_call_id": "1", "content": "t", "unknown": 1},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm", "refusal": None},
+        {"role": "tool", "tool_call_id": "call_1", "content": "t", "unknown": 1},
+        {"role": "assistant", "content": "c", "tool_calls": [], "reasoning": "so"},
+        {"role": "user", "content": "", "tool_calls": None, "tool_call_id": None},
     ]
-    status, _, _ = await facade.post({"model": MODEL, "messages": messages})
-    assert status == 200
+    status, body, _ = await facade.post({"model": MODEL, "messages": messages})
+    assert status == 200, body
     prompt = facade.runtime.requests[0].prompt
     assert isinstance(prompt, m.ChatPrompt)
-    assert [(turn.role.value, turn.content, turn.name) for turn in prompt.messages] == [
-        ("system", "s", None),
-        ("developer", "d", "dev"),
-        ("user", "a b", None),
-        ("assistant", None, None),
-        ("tool", "t", None),
-    ]
+    assert prompt.messages == (
+        m.ChatMessage(m.Role.SYSTEM, "s"),
+        m.ChatMessage(m.Role.DEVELOPER, "d", name="dev"),
+        m.ChatMessage(m.Role.USER, "a b"),
+        m.ChatMessage(m.Role.ASSISTANT, None, tool_calls=(ToolCall("call_1", "look", '{"at": 1}'),), reasoning="hm"),
+        m.ChatMessage(m.Role.TOOL, "t", tool_call_id="call_1"),
+        m.ChatMessage(m.Role.ASSISTANT, "c", reasoning="so"),
+        m.ChatMessage(m.Role.USER, ""),
+    )
 
 
 async def test_request_id_is_kept_and_sent_on(facade: Facade) -> None:

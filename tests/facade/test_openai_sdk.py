@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
 
+from mantler.constraints import JsonSchemaConstraint
 from mantler.errors import ErrorCode, MantlerError
 from tests.facade.conftest import KEY, MODEL, Facade
 from tests.fake_runtime import failing
@@ -49,6 +53,38 @@ async def test_stream(sdk: openai.AsyncOpenAI) -> None:
         final = await helper.get_final_completion()
     assert final.choices[0].message.role == "assistant"
     assert final.choices[0].message.content == "a b"
+
+
+async def test_choices_with_logprobs(sdk: openai.AsyncOpenAI) -> None:
+    messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "a b"}]
+    answer = await sdk.chat.completions.create(model=MODEL, messages=messages, n=2, logprobs=True, top_logprobs=1)
+    stream = sdk.chat.completions.stream(model=MODEL, messages=messages, n=2, logprobs=True, top_logprobs=1)
+    async with stream as helper:
+        async for _ in helper:
+            pass
+        streamed = await helper.get_final_completion()
+    for completion in (answer, streamed):
+        assert [choice.message.content for choice in completion.choices] == ["a b", "a b"]
+        for choice in completion.choices:
+            assert choice.logprobs is not None
+            assert [entry.token for entry in choice.logprobs.content or ()] == ["a", " b"]
+
+
+class Tower(BaseModel):
+    """What a test asks for."""
+
+    name: str
+    metres: int
+
+
+async def test_structured_outputs(facade: Facade, sdk: openai.AsyncOpenAI) -> None:
+    answer = await sdk.chat.completions.parse(
+        model=MODEL, messages=[{"role": "user", "content": '{"name":"Bell","metres":36}'}], response_format=Tower
+    )
+    assert answer.choices[0].message.parsed == Tower(name="Bell", metres=36)
+    constraint = facade.runtime.requests[0].constraint
+    assert isinstance(constraint, JsonSchemaConstraint)
+    assert list(json.loads(constraint.schema)["properties"]) == ["name", "metres"]
 
 
 async def test_typed_errors(facade: Facade, sdk: openai.AsyncOpenAI) -> None:
