@@ -8,17 +8,21 @@ valid; the error names the field as the OpenAI API spells it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from mantler.constraints import Constraint
 from mantler.errors import ErrorCode, MantlerError, invalid
-from mantler.tools import ToolCall
+from mantler.tools import NamedTool, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolChoiceMode
 
 MAX_MESSAGES = 8192
 """Turns of a conversation. Each takes some tokens, and each costs every layer some work before they are counted."""
 MAX_STOP_STRINGS = 16
 """Stop strings per request over gRPC; REST allows 4, as OpenAI does."""
+MAX_TOOLS = 128
+"""As many as OpenAI takes."""
+MAX_TEMPLATE_VARIABLES = 64
 MAX_STOP_STRING_CHARS = 1024
 """A stop string may hold back this much text."""
 MAX_STOP_TOKEN_IDS = 256
@@ -69,12 +73,37 @@ class ChatPrompt:
     """A conversation to be rendered with the model's chat template."""
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    """That are offered."""
+    tool_choice: ToolChoice = ToolChoiceMode.AUTO
+    parallel_tool_calls: bool = True
+    """Whether one answer may make several calls."""
+    template_variables: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """Further ones for the chat template, JSON values by name."""
 
     def __post_init__(self) -> None:
         if not self.messages:
             raise invalid("messages", "must hold at least one message.")
         if len(self.messages) > MAX_MESSAGES:
             raise invalid("messages", f"must hold at most {MAX_MESSAGES} messages, got {len(self.messages)}.")
+        self._check_tools()
+        if len(self.template_variables) > MAX_TEMPLATE_VARIABLES:
+            raise invalid(
+                "template_variables",
+                f"must hold at most {MAX_TEMPLATE_VARIABLES} names, got {len(self.template_variables)}.",
+            )
+
+    def _check_tools(self) -> None:
+        if len(self.tools) > MAX_TOOLS:
+            raise invalid("tools", f"must hold at most {MAX_TOOLS} tools, got {len(self.tools)}.")
+        names = {tool.name for tool in self.tools}
+        if len(names) < len(self.tools):
+            raise invalid("tools", "must name each function once.")
+        if isinstance(self.tool_choice, NamedTool):
+            if self.tool_choice.name not in names:
+                raise invalid("tool_choice", "must name one of the tools.")
+        elif self.tool_choice is ToolChoiceMode.REQUIRED and not names:
+            raise invalid("tool_choice", "must be auto or none where no tools are offered.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +281,8 @@ class Usage:
     completion_tokens: int
     cached_prompt_tokens: int = 0
     """Computed before this request came; what its choices took from each other is not among them."""
+    reasoning_tokens: int = 0
+    """Of the completion tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +334,9 @@ class Delta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of ``token_ids``, or none."""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    reasoning: str = ""
+    """Kept apart from ``text``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import assert_never
 
+from google.protobuf import json_format
+
 from mantler import constraints as c
 from mantler import messages as m
 from mantler.errors import invalid, unsupported
 from mantler.tools import ToolCall
+from mantler.tools_wire import (
+    call_delta_from_proto,
+    call_delta_to_proto,
+    choice_from_proto,
+    choice_to_proto,
+    tool_from_proto,
+    tool_to_proto,
+)
 from mantler.v1 import chat_pb2, generation_pb2, model_pb2
 
 _ROLES = {
@@ -111,7 +121,13 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> m.GenerateReq
 
 def chat_to_proto(prompt: m.ChatPrompt) -> chat_pb2.ChatPrompt:
     """A conversation for the wire."""
-    chat = chat_pb2.ChatPrompt()
+    chat = chat_pb2.ChatPrompt(
+        tools=[tool_to_proto(tool) for tool in prompt.tools],
+        tool_choice=choice_to_proto(prompt.tool_choice),
+        parallel_tool_calls=prompt.parallel_tool_calls,
+    )
+    if prompt.template_variables:
+        json_format.ParseDict(dict(prompt.template_variables), chat.template_variables)
     for turn in prompt.messages:
         added = chat.messages.add(
             role=_ROLES[turn.role], name=turn.name, tool_call_id=turn.tool_call_id, reasoning=turn.reasoning
@@ -154,6 +170,10 @@ def event_to_proto(event: m.Event) -> generation_pb2.GenerateResponse:
         case m.Delta():
             message.delta.text = body.text
             message.delta.token_ids.extend(body.token_ids)
+            if body.reasoning:
+                message.delta.reasoning = body.reasoning
+            if body.tool_calls:
+                message.delta.tool_calls.extend(call_delta_to_proto(part) for part in body.tool_calls)
             if body.logprobs:
                 message.delta.logprobs.extend(_logprob_to_proto(entry) for entry in body.logprobs)
         case m.Started():
@@ -166,6 +186,7 @@ def event_to_proto(event: m.Event) -> generation_pb2.GenerateResponse:
             message.finished.usage.prompt_tokens = body.usage.prompt_tokens
             message.finished.usage.cached_prompt_tokens = body.usage.cached_prompt_tokens
             message.finished.usage.completion_tokens = body.usage.completion_tokens
+            message.finished.usage.reasoning_tokens = body.usage.reasoning_tokens
             if body.stop_string is not None:
                 message.finished.stop_string = body.stop_string
             elif body.stop_token_id is not None:
@@ -346,15 +367,21 @@ def _constraint_from_proto(message: generation_pb2.GenerateRequest) -> c.Constra
 
 
 def _chat_from_proto(chat: chat_pb2.ChatPrompt) -> m.ChatPrompt:
-    refused = {
-        "tools": bool(chat.tools),
-        "tool_choice": chat.HasField("tool_choice"),
-        "template_variables": chat.HasField("template_variables"),
-    }
-    for name, is_set in refused.items():
-        if is_set:
-            raise unsupported(name)
-    return m.ChatPrompt(tuple(_turn_from_proto(i, turn) for i, turn in enumerate(chat.messages)))
+    return m.ChatPrompt(
+        messages=tuple(_turn_from_proto(i, turn) for i, turn in enumerate(chat.messages)),
+        tools=tuple(tool_from_proto(tool) for tool in chat.tools),
+        tool_choice=choice_from_proto(chat.tool_choice),
+        parallel_tool_calls=chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True,
+        template_variables=_variables_from_proto(chat),
+    )
+
+
+def _variables_from_proto(chat: chat_pb2.ChatPrompt) -> dict[str, object]:
+    try:
+        variables: dict[str, object] = json_format.MessageToDict(chat.template_variables)
+    except (json_format.Error, ValueError) as error:
+        raise invalid("template_variables", "must hold JSON values; numbers must be finite.") from error
+    return variables
 
 
 def _turn_from_proto(position: int, turn: chat_pb2.ChatMessage) -> m.ChatMessage:
@@ -432,6 +459,8 @@ def _event_body(message: generation_pb2.GenerateResponse) -> m.Started | m.Delta
                 text=message.delta.text,
                 token_ids=tuple(message.delta.token_ids),
                 logprobs=tuple(_logprob_from_proto(entry) for entry in message.delta.logprobs),
+                tool_calls=tuple(call_delta_from_proto(part) for part in message.delta.tool_calls),
+                reasoning=message.delta.reasoning,
             )
         case "started":
             started = message.started
@@ -449,6 +478,7 @@ def _event_body(message: generation_pb2.GenerateResponse) -> m.Started | m.Delta
                     prompt_tokens=finished.usage.prompt_tokens,
                     completion_tokens=finished.usage.completion_tokens,
                     cached_prompt_tokens=finished.usage.cached_prompt_tokens,
+                    reasoning_tokens=finished.usage.reasoning_tokens,
                 ),
                 stop_string=finished.stop_string if finished.HasField("stop_string") else None,
                 stop_token_id=finished.stop_token_id if finished.HasField("stop_token_id") else None,

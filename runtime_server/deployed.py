@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mantler.config import RuntimeSettings
-from mantler.errors import invalid
+from mantler.errors import invalid, unsupported
 from mantler.memory import available_bytes
 from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
 from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
@@ -87,6 +87,7 @@ class DeployedModel:
                 encode = self._tokenizer.encode
                 return await asyncio.get_running_loop().run_in_executor(self._threads, encode, prompt.text)
             case ChatPrompt():
+                _refuse_calls(prompt)
                 self._refuse_hopeless([turn.content or "" for turn in prompt.messages])
                 encode_chat = self._tokenizer.encode_chat
                 return await asyncio.get_running_loop().run_in_executor(self._threads, encode_chat, prompt.messages)
@@ -162,6 +163,14 @@ class DeployedModel:
         least = sum(len(text) for text in texts) // self._longest_token
         if least >= self.max_request_tokens:
             raise context_exceeded(least, self.max_request_tokens)
+
+
+def _refuse_calls(prompt: ChatPrompt) -> None:
+    # Answers are not split into content and calls yet, so an offer of tools would be ignored in silence.
+    if prompt.tools:
+        raise unsupported("tools")
+    if prompt.template_variables:
+        raise unsupported("template_variables")
 
 
 def deploy(

@@ -17,6 +17,7 @@ from mantler import messages as m
 from mantler import wire
 from mantler.errors import TABLE, ErrorCode, MantlerError
 from mantler.grpc_errors import DETAILS_KEY, from_rpc_error, status_code, to_status
+from mantler.tools import NamedTool, Tool, ToolCallDelta, ToolChoice, ToolChoiceMode
 from mantler.v1 import chat_pb2, generation_pb2
 
 texts = st.text(max_size=20)
@@ -142,6 +143,46 @@ def test_fields_that_are_not_set_mean_the_default() -> None:
     assert wire.request_from_proto(message) == m.GenerateRequest("r", "x", m.TextPrompt("hi"))
 
 
+@pytest.mark.parametrize("choice", [*ToolChoiceMode, NamedTool("f")])
+def test_tools_and_variables_come_back_from_the_wire(choice: ToolChoice) -> None:
+    prompt = m.ChatPrompt(
+        (m.ChatMessage(m.Role.USER, "hi"),),
+        tools=(Tool("f", "does", '{"type": "object"}', strict=True), Tool("g")),
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        template_variables={"enable_thinking": False, "depth": 3, "names": ["a", None]},
+    )
+    request = m.GenerateRequest("r", "x", prompt)
+    assert wire.request_from_proto(wire.request_to_proto(request)) == request
+
+
+def test_calls_and_reasoning_come_back_from_the_wire() -> None:
+    usage = m.Usage(3, 5, reasoning_tokens=2)
+    parts = (ToolCallDelta(0, id="call_1", name="f"), ToolCallDelta(0, '{"a"'))
+    for body in (m.Delta("", (7,), tool_calls=parts, reasoning="so"), m.Finished(m.FinishReason.TOOL_CALLS, usage)):
+        event = m.Event(0, 0, body)
+        assert wire.event_from_proto(wire.event_to_proto(event)) == event
+
+
+BAD_CHATS: list[tuple[str, dict[str, Any]]] = [
+    ("tools", {"tools": [{"name": "f"}, {"name": "f"}]}),
+    ("tools", {"tools": [{"name": f"f{i}"} for i in range(m.MAX_TOOLS + 1)]}),
+    ("tool_choice", {"tool_choice": {"mode": 3}}),
+    ("tool_choice", {"tool_choice": {"mode": 9}}),
+    ("tool_choice", {"tools": [{"name": "f"}], "tool_choice": {"function_name": "g"}}),
+    ("template_variables", {"template_variables": {"a": float("inf")}}),
+    ("template_variables", {"template_variables": {str(i): 1 for i in range(m.MAX_TEMPLATE_VARIABLES + 1)}}),
+]
+
+
+@pytest.mark.parametrize(("param", "fields"), BAD_CHATS)
+def test_bad_tools_and_variables_are_refused_by_name(param: str, fields: dict[str, Any]) -> None:
+    chat = chat_pb2.ChatPrompt(messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER)], **fields)
+    with pytest.raises(MantlerError) as raised:
+        wire.request_from_proto(generation_pb2.GenerateRequest(request_id="r", model="x", chat=chat))
+    assert (raised.value.code, raised.value.param) == (ErrorCode.INVALID_PARAMETER, param)
+
+
 def test_an_event_of_the_future_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown event"):
         wire.event_from_proto(generation_pb2.GenerateResponse(seq=1))
@@ -149,8 +190,6 @@ def test_an_event_of_the_future_is_refused() -> None:
 
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
     ("resume", {"resume": {}}),
-    ("tools", {"chat": {"messages": [{"role": 3}], "tools": [{"name": "f"}]}}),
-    ("tool_choice", {"chat": {"messages": [{"role": 3}], "tool_choice": {"mode": 1}}}),
     ("messages[0].content", {"chat": {"messages": [{"role": 3, "content": [{"image": {"uri": "x"}}]}]}}),
 ]
 
