@@ -125,6 +125,11 @@ class RuntimeClient:
         answer = await _answer(self._generation.CountTokens(message, timeout=timeout_s))
         return TokenCount(answer.tokens, answer.context_length, tuple(answer.token_ids))
 
+    async def detokenize(self, model: str, tokens: m.TokenPrompt, *, timeout_s: float = UNARY_TIMEOUT_S) -> str:
+        """The text of ``tokens``, control tokens included."""
+        message = generation_pb2.DetokenizeRequest(model=model, token_ids=tokens.token_ids)
+        return (await _answer(self._generation.Detokenize(message, timeout=timeout_s))).text
+
     async def list_models(self, timeout_s: float = UNARY_TIMEOUT_S) -> list[m.ModelInfo]:
         """Every model in the machine's store, loaded or not, ordered by id."""
         answer = await _answer(self._models.ListModels(model_pb2.ListModelsRequest(), timeout=timeout_s))

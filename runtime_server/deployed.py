@@ -92,6 +92,13 @@ class DeployedModel:
                 encode_chat = self._tokenizer.encode_chat
                 return await asyncio.get_running_loop().run_in_executor(self._threads, encode_chat, prompt.messages)
 
+    async def detokenise(self, tokens: TokenPrompt) -> str:
+        """The text of ``tokens``, control tokens included. Raises ``MantlerError`` naming ``tokens``."""
+        if len(tokens.token_ids) > self.max_request_tokens:
+            raise invalid("tokens", f"must hold at most {self.max_request_tokens} token ids.")
+        token_ids = self._checked_ids(tokens.token_ids, "tokens")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokenizer.decode, token_ids)
+
     def deployment(self) -> Deployment:
         """What the model takes here, and how busy it is now."""
         return replace(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,9 +50,20 @@ def model(model_id: str, state: m.ModelState = m.ModelState.READY) -> m.ModelInf
 
 
 def words(prompt: m.Prompt) -> list[str]:
-    """The words of the last message, each with the space before it."""
-    text = (prompt.messages[-1].content or "") if isinstance(prompt, m.ChatPrompt) else str(prompt)
+    """The words of a text or of the last message, each with the space before it; tokens are words, too."""
+    match prompt:
+        case m.ChatPrompt():
+            text = prompt.messages[-1].content or ""
+        case m.TextPrompt():
+            text = prompt.text
+        case m.TokenPrompt():
+            text = spelled(prompt.token_ids)
     return [word if i == 0 else f" {word}" for i, word in enumerate(text.split(" "))]
+
+
+def spelled(token_ids: Iterable[int]) -> str:
+    """Text of tokens."""
+    return " ".join(f"t{token_id}" for token_id in token_ids)
 
 
 async def echo(request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
@@ -208,6 +219,15 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
             await abort(context, error)
         ids = range(len(spoken)) if request.include_token_ids else ()
         return generation_pb2.CountTokensResponse(tokens=len(spoken), context_length=CONTEXT_LENGTH, token_ids=ids)
+
+    async def Detokenize(  # noqa: N802
+        self, request: generation_pb2.DetokenizeRequest, context: Context
+    ) -> generation_pb2.DetokenizeResponse:
+        try:
+            self._runtime.ready(request.model)
+        except MantlerError as error:
+            await abort(context, error)
+        return generation_pb2.DetokenizeResponse(text=spelled(request.token_ids))
 
 
 class _Models(model_pb2_grpc.ModelServiceServicer):

@@ -45,6 +45,11 @@ class GenerationServiceStub:
                 request_serializer=mantler_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=mantler_dot_v1_dot_generation__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/mantler.v1.GenerationService/Detokenize',
+                request_serializer=mantler_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=mantler_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -69,6 +74,13 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detokenize(self, request, context):
+        """Detokenize spells tokens as text, control tokens included.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +93,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=mantler_dot_v1_dot_generation__pb2.CountTokensRequest.FromString,
                     response_serializer=mantler_dot_v1_dot_generation__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=mantler_dot_v1_dot_generation__pb2.DetokenizeRequest.FromString,
+                    response_serializer=mantler_dot_v1_dot_generation__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,6 +155,33 @@ class GenerationService:
             '/mantler.v1.GenerationService/CountTokens',
             mantler_dot_v1_dot_generation__pb2.CountTokensRequest.SerializeToString,
             mantler_dot_v1_dot_generation__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mantler.v1.GenerationService/Detokenize',
+            mantler_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+            mantler_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,10 @@ class Tokenizer:
         """
         return self._encode(text, param, add_special_tokens=True)
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ``token_ids``, control tokens included. Bytes that are no whole character are U+FFFD."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
     def render_chat(self, messages: Sequence[ChatMessage]) -> str:
         """The conversation as the model's chat template writes it, ready for the assistant's answer.
 

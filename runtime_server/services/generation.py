@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from mantler import wire
+from mantler.messages import TokenPrompt
 from mantler.v1 import generation_pb2, generation_pb2_grpc
 from runtime_server.deployments import Deployments
 from runtime_server.services.border import border
@@ -46,4 +47,14 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             response.context_length = model.max_request_tokens
             if request.include_token_ids:
                 response.token_ids.extend(token_ids)
+        return response
+
+    async def Detokenize(  # noqa: N802
+        self, request: generation_pb2.DetokenizeRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> generation_pb2.DetokenizeResponse:
+        """See the proto."""
+        response = generation_pb2.DetokenizeResponse()
+        async with border(context, "Detokenize"):
+            model = self._deployments.serving(request.model)
+            response.text = await model.detokenise(TokenPrompt(tuple(request.token_ids)))
         return response

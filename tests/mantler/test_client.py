@@ -179,6 +179,11 @@ async def test_gaps_and_duplicates(seqs: list[int]) -> None:
         ) -> generation_pb2.CountTokensResponse:
             raise NotImplementedError
 
+        async def Detokenize(  # noqa: N802
+            self, request: generation_pb2.DetokenizeRequest, context: object
+        ) -> generation_pb2.DetokenizeResponse:
+            raise NotImplementedError
+
     server = grpc.aio.server()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(Skipping(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -217,6 +222,12 @@ async def test_count_tokens(client: RuntimeClient) -> None:
     counted = await client.count_tokens(MODEL, request("a b c").prompt, include_token_ids=True)  # type: ignore[arg-type]
     assert (counted.tokens, counted.context_length, counted.token_ids) == (3, 8192, (0, 1, 2))
     assert (await client.count_tokens(MODEL, m.TextPrompt("a"))).token_ids == ()
+
+
+async def test_detokenize(client: RuntimeClient) -> None:
+    assert await client.detokenize(MODEL, m.TokenPrompt((1, 2))) == "t1 t2"
+    with pytest.raises(MantlerError):
+        await client.detokenize("nope", m.TokenPrompt((1,)))
 
 
 async def test_a_runtime_that_is_down_fails_at_once_and_is_used_again_soon(

@@ -13,7 +13,16 @@ import pytest
 
 from mantler.config import RuntimeSettings
 from mantler.errors import ErrorCode, MantlerError
-from mantler.messages import Finished, GenerateRequest, LoadProgress, LoadStage, ModelState, StopParams, TokenPrompt
+from mantler.messages import (
+    Finished,
+    GenerateRequest,
+    LoadProgress,
+    LoadStage,
+    ModelState,
+    StopParams,
+    TextPrompt,
+    TokenPrompt,
+)
 from runtime_server.deployed import DeployedModel, deploy
 from runtime_server.deployments import Deployments
 from runtime_server.engine.kv_plan import KvPlanError
@@ -144,3 +153,14 @@ async def test_memory_that_the_system_lacks_is_refused_in_words(
     with pytest.raises(KvPlanError) as refused:
         deploy(manifest, folder, settings, asyncio.get_running_loop())
     assert "--kv-memory-mb" in refused.value.hint
+
+
+async def test_tokens_are_spelled_within_bounds(deployments: Deployments) -> None:
+    await load(deployments)
+    model = deployments.serving(TINY)
+    token_ids = await model.tokenise(TextPrompt("hello world"))
+    assert await model.detokenise(TokenPrompt(tuple(token_ids))) == "hello world"
+    for wrong, words in (((10**6,), "below"), ((5,) * (CONTEXT + 1), f"at most {CONTEXT}")):
+        with pytest.raises(MantlerError, match=words) as raised:
+            await model.detokenise(TokenPrompt(wrong))
+        assert raised.value.param == "tokens"

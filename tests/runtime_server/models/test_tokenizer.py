@@ -59,6 +59,12 @@ def test_control_tokens_have_no_bytes_and_other_added_tokens_do(tiny: Tokenizer)
     assert tiny.encode("<|im_end|><tool>") == [2, TOOL_ID]
 
 
+@given(text=st.text())
+def test_decoding_gives_the_text_back_with_its_control_tokens(tiny: Tokenizer, text: str) -> None:
+    text += SPECIAL[1]
+    assert tiny.decode(tiny.encode(text)) == text
+
+
 def test_a_bos_is_added_only_where_the_model_has_it_so(tmp_path: Path, tiny: Tokenizer) -> None:
     with_bos = write_gguf(tmp_path / "m.gguf", LLAMA, fields={"tokenizer.ggml.add_bos_token": True})
     tokenizer = stored(with_bos, tmp_path / "stored")
