@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 
-SERVED = ("POST /v1/chat/completions", "GET /v1/models", "GET /v1/models/{id}")
+SERVED = (
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/tokenize",
+    "POST /v1/detokenize",
+    "GET /v1/models",
+    "GET /v1/models/{id}",
+)
 
 NOT_SERVED_YET = frozenset(
     {
-        "assistants", "audio", "batches", "completions", "containers", "conversations", "embeddings", "evals",
+        "assistants", "audio", "batches", "containers", "conversations", "embeddings", "evals",
         "files", "fine_tuning", "images", "moderations", "realtime", "responses", "threads", "uploads",
         "vector_stores", "videos",
     }
@@ -16,7 +23,7 @@ NOT_SERVED_YET = frozenset(
 """OpenAI's APIs, by the first part of their paths below ``/v1``."""
 
 _API = re.compile(r"/v1/([a-z_]+)(/.*)?")
-_BASE_IS_WRONG = re.compile(r"(/v1)?/(v1/)?(chat/completions|models(/.*)?)/?")
+_BASE_IS_WRONG = re.compile(r"(/v1)?/(v1/)?((chat/)?completions|(de)?tokenize|models(/.*)?)/?")
 
 
 def explain_nothing(path: str) -> str:

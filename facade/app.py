@@ -15,8 +15,10 @@ from facade.admission import Admission
 from facade.errors import translate_errors
 from facade.middleware import add_headers, frame_exchange
 from facade.routes.chat import chat_completions
+from facade.routes.completions import completions
 from facade.routes.health import health
 from facade.routes.models import get_model, list_models
+from facade.routes.tokens import detokenize, tokenize
 from facade.services import SERVICES, Services
 from mantler.client import RuntimeClient
 from mantler.config import FacadeSettings, join_address, split_address
@@ -51,6 +53,9 @@ def create_app(settings: FacadeSettings, *, client: RuntimeClient, keys: KeyStor
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", get_model)
     app.router.add_post("/v1/chat/completions", chat_completions)
+    app.router.add_post("/v1/completions", completions)
+    app.router.add_post("/v1/tokenize", tokenize)
+    app.router.add_post("/v1/detokenize", detokenize)
     return app
 
 

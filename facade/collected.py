@@ -28,10 +28,16 @@ class CollectedChoice:
 
 
 class UsageSum:
-    """The usage of a request, out of that of its ``n`` choices, which come in any order."""
+    """The usage of a request, out of that of its choices, which come in any order.
 
-    def __init__(self, n: int) -> None:
+    Args:
+        n: choices of a prompt.
+        prompts: the choices of the first one come first.
+    """
+
+    def __init__(self, n: int, prompts: int = 1) -> None:
         self._n = n
+        self._choices = n * prompts
         self._of_choices: dict[int, Usage] = {}
 
     def add(self, index: int, finished: Finished) -> None:
@@ -39,12 +45,12 @@ class UsageSum:
         self._of_choices[index] = finished.usage
 
     def total(self) -> Usage:
-        """The prompt once and all completions. Raises ``ValueError`` while a choice is not finished."""
-        if sorted(self._of_choices) != list(range(self._n)):
-            raise ValueError(f"of {self._n} choices, {sorted(self._of_choices)} have finished")
-        first = self._of_choices[0]
+        """Each prompt once and all completions. Raises ``ValueError`` while a choice is not finished."""
+        if sorted(self._of_choices) != list(range(self._choices)):
+            raise ValueError(f"of {self._choices} choices, {sorted(self._of_choices)} have finished")
+        of_prompts = [self._of_choices[first] for first in range(0, self._choices, self._n)]
         return Usage(
-            prompt_tokens=first.prompt_tokens,
+            prompt_tokens=sum(usage.prompt_tokens for usage in of_prompts),
             completion_tokens=sum(usage.completion_tokens for usage in self._of_choices.values()),
-            cached_prompt_tokens=first.cached_prompt_tokens,
+            cached_prompt_tokens=sum(usage.cached_prompt_tokens for usage in of_prompts),
         )

@@ -21,6 +21,7 @@ from facade.collected import CollectedChoice, UsageSum
 from facade.errors import error_object, public_error
 from facade.exchange import EXCHANGE, Exchange
 from facade.limits import Reservation, reserve
+from facade.merged import generate_all, prompt_text
 from facade.served import not_found
 from facade.services import SERVICES
 from facade.spelling import respelled
@@ -58,11 +59,23 @@ class Reply(Protocol):
 class Asked:
     """What a client asked for."""
 
-    request: GenerateRequest
+    requests: Sequence[GenerateRequest]
+    """One for each prompt. They differ in nothing else."""
     reply: Reply
     stream: bool
     spelling: Mapping[str, str]
     """How the client spelled parameters that the runtime's errors name otherwise."""
+    echo: bool = False
+    """Whether each choice begins with its prompt."""
+
+    @property
+    def choices(self) -> int:
+        """Of all prompts."""
+        return len(self.requests) * self.requests[0].n
+
+    def usage_sum(self) -> UsageSum:
+        """Adds up what its choices cost."""
+        return UsageSum(self.requests[0].n, len(self.requests))
 
 
 Read = Callable[[bytes, Exchange], Asked]
@@ -99,17 +112,20 @@ async def _generate(request: web.Request, key: KeyRecord, stream: EventStream, r
     exchange = request[EXCHANGE]
     settings = services.settings
     asked = read(await read_json_body(request, settings.max_body_mb * 2**20), exchange)
-    wanted = replace(asked.request, cache_salt=cache_salt(key, asked.request.cache_salt))
-    require_model(key, wanted.model)
+    salt = cache_salt(key, asked.requests[0].cache_salt)
+    wanted = [replace(each, cache_salt=salt) for each in asked.requests]
+    model = wanted[0].model
+    require_model(key, model)
     with reserve(services.limiter, key, exchange) as reservation:
         try:
-            async with aclosing(services.client.generate(wanted, settings.request_timeout_s)) as events:
+            echoes = [await prompt_text(services.client, each) for each in wanted] if asked.echo else ()
+            async with aclosing(generate_all(services.client, wanted, echoes, settings.request_timeout_s)) as events:
                 if asked.stream:
                     return await _relay(events, asked, stream, exchange, reservation)
                 return await _collect(events, asked, exchange, reservation)
         except MantlerError as error:
             if error.code is ErrorCode.MODEL_NOT_FOUND:
-                raise await not_found(services.client, key, wanted.model) from error
+                raise await not_found(services.client, key, model) from error
             raise respelled(error, asked.spelling) from error
 
 
@@ -119,7 +135,7 @@ async def _relay(
     """Sends events on as they come. The first one decides: until it came, a failure is an HTTP status."""
     stream.watch_silence()
     reply = asked.reply
-    usage = UsageSum(asked.request.n)
+    usage = asked.usage_sum()
     begun = False
     async for event in events:
         part = event.body
@@ -139,7 +155,7 @@ async def _relay(
             usage.add(event.index, part)
             await stream.send(reply.finish(event.index, part.reason))
     total = usage.total()
-    exchange.completion_tokens = total.completion_tokens
+    _note_usage(total, exchange)
     for data in reply.end(total):
         await stream.send(data)
     return stream.response
@@ -149,8 +165,8 @@ async def _collect(
     events: AsyncIterator[Event], asked: Asked, exchange: Exchange, reservation: Reservation
 ) -> web.Response:
     """Puts events together to one answer."""
-    usage = UsageSum(asked.request.n)
-    choices = [CollectedChoice() for _ in range(asked.request.n)]
+    usage = asked.usage_sum()
+    choices = [CollectedChoice() for _ in range(asked.choices)]
     first: Started | None = None
     async for event in events:
         part = event.body
@@ -167,10 +183,15 @@ async def _collect(
     total = usage.total()
     if first is None:
         raise ValueError("the choices finished without a start")
-    exchange.completion_tokens = total.completion_tokens
+    _note_usage(total, exchange)
     return json_answer(asked.reply.whole(first, choices, total))
 
 
 def _note_start(started: Started, exchange: Exchange, reservation: Reservation) -> None:
     exchange.prompt_tokens = started.prompt_tokens
     reservation.settle()
+
+
+def _note_usage(total: Usage, exchange: Exchange) -> None:
+    exchange.prompt_tokens = total.prompt_tokens
+    exchange.completion_tokens = total.completion_tokens

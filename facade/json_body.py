@@ -46,6 +46,7 @@ def validated(value: Any, kind: type[Body], where: str = "") -> Body:
 _EXPECTED = {
     "missing": "is required.",
     "string_type": "must be a string.",
+    "string_too_short": "must not be empty.",
     "string_unicode": "must be valid Unicode.",
     "int_type": "must be an integer.",
     "int_from_float": "must be an integer.",

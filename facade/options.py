@@ -64,6 +64,50 @@ NO_OPS: dict[str, NoOp] = {
 }
 """Per option, whether a value that is not null asks for nothing. ``null`` always does."""
 
+COMPLETION_NO_OPS: dict[str, NoOp] = {
+    "suffix": _one_of(""),
+    "prompt_embeds": _never,
+    "add_special_tokens": _one_of(True),
+    **{
+        name: NO_OPS[name]
+        for name in (
+            "store",
+            "service_tier",
+            "use_beam_search",
+            "length_penalty",
+            "bad_words",
+            "allowed_token_ids",
+            "logits_processors",
+            "prompt_logprobs",
+            "include_stop_str_in_output",
+            "skip_special_tokens",
+            "return_token_ids",
+            "return_tokens_as_token_ids",
+            "truncate_prompt_tokens",
+            "guided_decoding_backend",
+            "guided_whitespace_pattern",
+        )
+    },
+}
+"""The same for completions."""
+
+TOKENIZE_NO_OPS: dict[str, NoOp] = {
+    "add_special_tokens": _one_of(True),
+    "return_token_strs": _one_of(False),
+    **{
+        name: NO_OPS[name]
+        for name in (
+            "add_generation_prompt",
+            "continue_final_message",
+            "chat_template",
+            "chat_template_kwargs",
+            "documents",
+            "tools",
+        )
+    },
+}
+"""The same for counting tokens."""
+
 STREAM_NO_OPS: dict[str, NoOp] = {"include_obfuscation": _one_of(False)}
 """The same for the fields of ``stream_options``."""
 

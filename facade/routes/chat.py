@@ -27,4 +27,4 @@ def _asked(raw: bytes, exchange: Exchange) -> Asked:
         logprobs=request.logprobs is not None,
         include_usage=body.include_usage,
     )
-    return Asked(request, reply, stream=bool(body.stream), spelling=client_spelling(body))
+    return Asked([request], reply, stream=bool(body.stream), spelling=client_spelling(body))

@@ -20,6 +20,8 @@ from tests.fake_runtime import FakeRuntime
 
 MODEL = "smollm2:135m"
 KEY = "mk_live_" + "t" * 32
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 AUTH = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -31,6 +33,10 @@ def chat(text: str = "one two three", **fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": text}], **fields}
 
 
+def completion(prompt: Any = "one two three", **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": prompt, **fields}
+
+
 def error_of(body: Any) -> tuple[str, str]:
     """Type and code of an error's JSON, which holds nothing else."""
     assert set(body) == {"error"}
@@ -38,7 +44,7 @@ def error_of(body: Any) -> tuple[str, str]:
     return body["error"]["type"], body["error"]["code"]
 
 
-def raw_request(body: object, path: str = "/v1/chat/completions", *, method: str = "POST") -> bytes:
+def raw_request(body: object, path: str = CHAT, *, method: str = "POST") -> bytes:
     """A request as it travels, for tests that speak HTTP themselves."""
     data = json.dumps(body).encode() if body is not None else b""
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
@@ -56,19 +62,19 @@ class Facade:
     settings: FacadeSettings
     headers: dict[str, str] = field(default_factory=lambda: dict(AUTH))
 
-    async def post(self, body: Any, **options: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
-        """Status, JSON and response of a chat completion."""
+    async def post(self, body: Any, path: str = CHAT, **options: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
+        """Status, JSON and response of a POST, of a chat completion where nothing else is said."""
         options.setdefault("headers", self.headers)
         sent = {"data": io.BytesIO(body)} if isinstance(body, bytes) else {"json": body}
         if isinstance(body, bytes):
             options["headers"] = {"Content-Type": "application/json", **options["headers"]}
-        async with self.http.post(f"{self.url}/v1/chat/completions", **sent, **options) as response:
+        async with self.http.post(f"{self.url}{path}", **sent, **options) as response:
             return response.status, await response.json(), response
 
-    async def stream(self, body: dict[str, Any]) -> tuple[list[str], aiohttp.ClientResponse]:
+    async def stream(self, body: dict[str, Any], path: str = CHAT) -> tuple[list[str], aiohttp.ClientResponse]:
         """The data of each event of a stream, and the response."""
         sent = {"stream": True, **body}
-        async with self.http.post(f"{self.url}/v1/chat/completions", json=sent, headers=self.headers) as response:
+        async with self.http.post(f"{self.url}{path}", json=sent, headers=self.headers) as response:
             assert response.status == 200, await response.text()
             return events(await response.text()), response
 

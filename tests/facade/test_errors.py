@@ -132,8 +132,8 @@ async def test_a_frozen_runtime_is_offline_soon(tmp_path: Path, monkeypatch: pyt
     ("path", "words"),
     [
         ("/v1/embeddings", "The API /v1/embeddings is not served yet."),
-        ("/v1/completions", "The API /v1/completions is not served yet."),
         ("/v1/responses/resp_1/cancel", "The API /v1/responses is not served yet."),
+        ("/completions", "There is nothing at this address; the base URL of a client ends with one /v1."),
         ("/chat/completions", "There is nothing at this address; the base URL of a client ends with one /v1."),
         ("/v1/v1/models", "There is nothing at this address; the base URL of a client ends with one /v1."),
         ("/", "There is nothing at this address."),
@@ -143,8 +143,8 @@ async def test_404_for_addresses_says_what_is_served(facade: Facade, path: str, 
     async with facade.http.post(f"{facade.url}{path}", json={}) as response:
         body = await response.json()
     assert (response.status, *error_of(body)) == (404, "not_found_error", "route_not_found")
-    served = "This server has POST /v1/chat/completions, GET /v1/models and GET /v1/models/{id}."
-    assert body["error"]["message"] == f"{words} {served}"
+    served = "This server has POST /v1/chat/completions, POST /v1/completions, POST /v1/tokenize, POST /v1/detokenize, "
+    assert body["error"]["message"] == f"{words} {served}GET /v1/models and GET /v1/models/{{id}}."
 
 
 async def test_json_is_readable_in_a_terminal(facade: Facade) -> None:

@@ -1,0 +1,83 @@
+"""The prompts of one request: a stream of the runtime for each, and the events of all as one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from facade.spelling import spelled_as
+from mantler.client import RuntimeClient
+from mantler.messages import ChatPrompt, Delta, Event, GenerateRequest, Started, TextPrompt, TokenPrompt
+
+MAX_AT_ONCE = 8
+"""Prompts of one request that the runtime has at the same time. The others wait here, not in its queue, where they
+would be in the way of other clients."""
+
+
+def generate_all(
+    client: RuntimeClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
+) -> AsyncGenerator[Event, None]:
+    """The events of ``requests``, which all have the same ``n``; closing the iterator cancels what runs.
+
+    Choices are counted through all of them: the ``n`` of the first request come first. The first failure ends all.
+
+    Args:
+        echoes: what each choice of a request says before the model does; empty for nothing.
+    """
+    if len(requests) == 1 and not echoes:
+        return client.generate(requests[0], timeout_s)
+    return _merged(client, requests, echoes or [""] * len(requests), timeout_s)
+
+
+async def prompt_text(client: RuntimeClient, request: GenerateRequest) -> str:
+    """The prompt of ``request`` as text, which the runtime knows where it is token ids."""
+    match request.prompt:
+        case TextPrompt(text):
+            return text
+        case TokenPrompt() as tokens:
+            with spelled_as("tokens", "prompt"):
+                return await client.detokenize(request.model, tokens)
+        case ChatPrompt():
+            raise ValueError("a conversation has no text until the model's template has rendered it")
+
+
+async def _merged(
+    client: RuntimeClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
+) -> AsyncGenerator[Event, None]:
+    # A reader that does not keep up holds the streams back: what waits here is bounded.
+    arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue(MAX_AT_ONCE)
+    places = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def forward(position: int, request: GenerateRequest) -> None:
+        try:
+            async with places, aclosing(_echoed(client, request, echoes[position], timeout_s)) as events:
+                async for event in events:
+                    await arrived.put(Event(event.seq, position * request.n + event.index, event.body))
+            await arrived.put(None)
+        except Exception as error:
+            await arrived.put(error)
+
+    tasks = [asyncio.create_task(forward(position, request)) for position, request in enumerate(requests)]
+    try:
+        seq = 0
+        for _ in tasks:
+            while (item := await arrived.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield Event(seq, item.index, item.body)
+                seq += 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _echoed(
+    client: RuntimeClient, request: GenerateRequest, echo: str, timeout_s: float
+) -> AsyncGenerator[Event, None]:
+    async with aclosing(client.generate(request, timeout_s)) as events:
+        async for event in events:
+            yield event
+            if echo and isinstance(event.body, Started):
+                yield Event(event.seq, event.index, Delta(echo))

@@ -1,0 +1,76 @@
+"""``POST /v1/tokenize`` and ``POST /v1/detokenize``: what a model reads, in the shapes that vLLM gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from facade.answer import json_answer
+from facade.auth import authenticate, require_model
+from facade.body import read_json_body
+from facade.exchange import EXCHANGE
+from facade.limits import reserve
+from facade.prompts import read_token_ids
+from facade.served import not_found
+from facade.services import SERVICES
+from facade.spelling import spelled_as
+from facade.token_bodies import (
+    DetokenizeBody,
+    TokenizeBody,
+    parse_detokenize_body,
+    parse_tokenize_body,
+    prompt_to_count,
+)
+from mantler.client import RuntimeClient
+from mantler.errors import ErrorCode, MantlerError
+
+_Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """The tokens of a text, or of a conversation as the model's chat template writes it."""
+    return await _answer(request, parse_tokenize_body, _tokenize)
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """The text of tokens, control tokens included."""
+    return await _answer(request, parse_detokenize_body, _detokenize)
+
+
+async def _answer(
+    request: web.Request,
+    parse: Callable[[bytes], _Body],
+    ask: Callable[[RuntimeClient, _Body, float], Awaitable[dict[str, Any]]],
+) -> web.Response:
+    """Goes the way of a generation: key, a place, body, model access, rate limit, runtime."""
+    services = request.app[SERVICES]
+    settings = services.settings
+    exchange = request[EXCHANGE]
+    key = await authenticate(request)
+    async with services.admission.admit():
+        body = parse(await read_json_body(request, settings.max_body_mb * 2**20))
+        exchange.model = body.model
+        require_model(key, body.model)
+        with reserve(services.limiter, key, exchange) as reservation:
+            try:
+                answer = await ask(services.client, body, settings.request_timeout_s)
+            except MantlerError as error:
+                if error.code is ErrorCode.MODEL_NOT_FOUND:
+                    raise await not_found(services.client, key, body.model) from error
+                raise
+            reservation.settle()
+    return json_answer(answer)
+
+
+async def _tokenize(client: RuntimeClient, body: TokenizeBody, timeout_s: float) -> dict[str, Any]:
+    prompt = prompt_to_count(body)
+    with spelled_as("messages", "messages" if body.prompt is None else "prompt"):
+        counted = await client.count_tokens(body.model, prompt, include_token_ids=True, timeout_s=timeout_s)
+    return {"count": counted.tokens, "max_model_len": counted.context_length, "tokens": counted.token_ids}
+
+
+async def _detokenize(client: RuntimeClient, body: DetokenizeBody, timeout_s: float) -> dict[str, Any]:
+    tokens = read_token_ids("tokens", body.tokens)
+    return {"prompt": await client.detokenize(body.model, tokens, timeout_s=timeout_s)}
