@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import openai
+from pydantic import BaseModel
+
+ENDLESS = {"ignore_eos": True}
+"""Makes a stream that would not end while a test looks at it."""
+FOUR_LETTERS = {"regex": "[a-z]{4}"}
+"""Ends an answer with ``stop``: the SDK's helper for streams raises for ``length``."""
+
+
+class City(BaseModel):
+    """What a structured output is asked to be. Its answers are short whatever the model says."""
+
+    size: Literal["small", "large"]
+    coastal: bool
 
 
 def main() -> None:
@@ -15,18 +28,63 @@ def main() -> None:
     messages: Any = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     asked: dict[str, Any] = {"model": given["model"], "messages": messages, "temperature": 0, "max_tokens": 40}
     seen: dict[str, Any] = {"version": openai.__version__}
-
     seen["models"] = [model.id for model in client.models.list()]
+    _answers(client, asked, seen)
+    _options(client, asked, seen)
+    _errors(client, given, asked, seen)
+    print(json.dumps(seen))  # noqa: T201 - this is the script's result
+
+
+def _answers(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any]) -> None:
+    """The same answer in all the ways in which the SDK gives it."""
     answer = client.chat.completions.create(**asked)
     seen["chat"] = answer.choices[0].finish_reason
-    text, usage = "", None
+    text, tokens = "", None
     for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
-        usage = chunk.usage or usage
+        tokens = chunk.usage.total_tokens if chunk.usage else tokens
     seen["stream_is_the_chat"] = text == answer.choices[0].message.content
-    seen["stream_usage"] = usage == answer.usage
+    seen["stream_usage"] = answer.usage is not None and tokens == answer.usage.total_tokens
+    with client.chat.completions.stream(**asked) as stream:
+        seen["stream_helper"] = stream.get_final_completion().choices[0].message.content == text
+    raw = client.chat.completions.with_raw_response.create(**asked)
+    seen["raw"] = [raw.status_code, raw.request_id == raw.headers["x-request-id"]]
+    seen["raw_is_the_chat"] = raw.parse().choices == answer.choices
+    with client.chat.completions.create(**{**asked, "max_tokens": 4000}, stream=True, extra_body=ENDLESS) as cut:
+        seen["abort"] = next(iter(cut)).choices[0].delta.role
+    seen["after_abort"] = client.chat.completions.create(**asked).choices == answer.choices
 
+
+def _options(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any]) -> None:
+    parsed = client.chat.completions.parse(**asked, response_format=City).choices[0].message.parsed
+    seen["parse"] = isinstance(parsed, City)
+    with client.chat.completions.stream(**asked, response_format=City) as stream:
+        seen["stream_parse"] = stream.get_final_completion().choices[0].message.parsed == parsed
+    drawing = {**asked, "temperature": 1, "seed": 7, "n": 2, "logprobs": True, "top_logprobs": 2}
+    drawn = client.chat.completions.create(**drawing, extra_body=FOUR_LETTERS)
+    with client.chat.completions.stream(**drawing, extra_body=FOUR_LETTERS) as stream:
+        streamed = stream.get_final_completion()
+    seen["n"] = [choice.index for choice in drawn.choices]
+    seen["logprobs"] = [_fits(choice) for choice in drawn.choices]
+    seen["stream_n"] = [choice.message.content for choice in streamed.choices] == [
+        choice.message.content for choice in drawn.choices
+    ]
+    seen["stream_logprobs"] = [_fits(choice) for choice in streamed.choices]
+
+
+def _fits(choice: Any) -> bool:
+    """Whether the log probabilities of a choice are those of its text."""
+    entries = choice.logprobs.content
+    spelled = b"".join(bytes(entry.bytes) for entry in entries).decode()
+    return spelled == choice.message.content and all(
+        entry.logprob <= 0 and len(entry.top_logprobs) == 2 for entry in entries
+    )
+
+
+def _errors(client: openai.OpenAI, given: dict[str, str], asked: dict[str, Any], seen: dict[str, Any]) -> None:
     seen["400"] = _error(client, {**asked, "temperature": 7})
+    seen["400 schema"] = _error(client, {**asked, "response_format": _schema({"type": "strin"})})
+    seen["400 stream"] = _error(client, {**asked, "stream": True, "top_logprobs": 21, "logprobs": True})
     seen["401"] = _error(_client(given["url"], "mk_live_nosuchkeynosuchkeynosuchkey00"), asked)
     seen["403"] = _error(_client(given["url"], given["other_model_key"]), asked)
     seen["404"] = _error(client, {**asked, "model": "no:such"})
@@ -38,7 +96,10 @@ def main() -> None:
     except openai.RateLimitError as error:
         seen["429 retry-after"] = 1 <= int(error.response.headers["retry-after"]) <= 60
     seen["503"] = _error(_client(given["dead_url"], given["key"]), asked)
-    print(json.dumps(seen))  # noqa: T201 - this is the script's result
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
 
 
 def _client(url: str, key: str) -> openai.OpenAI:

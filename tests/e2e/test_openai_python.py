@@ -1,15 +1,12 @@
 """The openai Python SDK against the real server: the version that is installed, and the last of 2.x."""
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.default_model import DEFAULT_MODEL
+from tests.e2e.clients import python_with, run_python
 from tests.e2e.conftest import Mesh
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
@@ -17,21 +14,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.model]
 SCRIPT = Path(__file__).with_name("openai_client.py")
 
 
-@pytest.fixture(scope="session")
-def openai_2() -> Path:
-    """A folder with the last openai 2.x, kept for later runs."""
-    folder = ROOT / ".cache" / "openai-2"
-    if not (folder / "openai").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "openai>=2,<3"]
-        subprocess.run(command, check=True, timeout=110)
-    return folder
-
-
 @pytest.mark.parametrize("version", ["installed", "2.x"])
-def test_everything_an_sdk_user_does(version: str, mesh: Mesh, dead_url: str, request: pytest.FixtureRequest) -> None:
-    environment = dict(os.environ)
-    if version == "2.x":
-        environment["PYTHONPATH"] = str(request.getfixturevalue("openai_2"))
+def test_everything_an_sdk_user_does(version: str, mesh: Mesh, dead_url: str) -> None:
+    python = Path(sys.executable) if version == "installed" else python_with("openai-2", "openai>=2,<3")
     arguments = {
         "url": mesh.url,
         "dead_url": dead_url,
@@ -40,17 +25,27 @@ def test_everything_an_sdk_user_does(version: str, mesh: Mesh, dead_url: str, re
         "other_model_key": mesh.create_key("--models", "another:model"),
         "slow_key": mesh.create_key("--rpm", "1"),
     }
-    command = [sys.executable, str(SCRIPT), json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    seen = run_python(python, SCRIPT, arguments)
     assert seen.pop("version").startswith("2." if version == "2.x" else "")
     assert seen == {
         "models": [DEFAULT_MODEL],
         "chat": "stop",
         "stream_is_the_chat": True,
         "stream_usage": True,
+        "stream_helper": True,
+        "raw": [200, True],
+        "raw_is_the_chat": True,
+        "abort": "assistant",
+        "after_abort": True,
+        "parse": True,
+        "stream_parse": True,
+        "n": [0, 1],
+        "logprobs": [True, True],
+        "stream_n": True,
+        "stream_logprobs": [True, True],
         "400": ["BadRequestError", "temperature", "invalid_parameter"],
+        "400 schema": ["BadRequestError", "response_format.json_schema.schema", "invalid_parameter"],
+        "400 stream": ["BadRequestError", "top_logprobs", "invalid_parameter"],
         "401": ["AuthenticationError", None, "invalid_api_key"],
         "403": ["PermissionDeniedError", "model", "model_not_allowed"],
         "404": ["NotFoundError", "model", "model_not_found"],
