@@ -41,7 +41,9 @@ class Exchange:
     """Headers that the answer gets, whatever it will be."""
 
     def count_tokens(self, number: int) -> None:
-        """Adds generated tokens; the first call marks the first token."""
+        """Adds generated tokens; the first one marks the first token. An echoed prompt has none."""
+        if number == 0:
+            return
         if self.completion_tokens is None:
             self.completion_tokens = 0
             self.first_token_s = time.monotonic() - self.started_s
