@@ -7,7 +7,7 @@ import sys
 from typing import Any, Literal
 
 import openai
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
@@ -42,6 +42,10 @@ def main() -> None:
     )
     drawn = _chat(given, temperature=1, seed=7, n=2).generate([[HumanMessage(QUESTION)]])
     seen["n"] = [len(drawn.generations[0]), drawn.llm_output["token_usage"]["completion_tokens"] > 0]
+    call = AIMessage("", tool_calls=[{"id": "call_1", "name": "weather", "args": {"city": "Paris"}}])
+    seen["call_in_history"] = bool(
+        chat.invoke([("user", QUESTION), call, ToolMessage("Sunny.", tool_call_id="call_1")]).content
+    )
     seen["history"] = chat.invoke([("system", "Be brief."), ("user", QUESTION), answer, ("user", "Why?")]).type
 
     seen["400"] = _error(_chat(given, temperature=7))

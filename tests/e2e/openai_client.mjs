@@ -44,7 +44,16 @@ const answers = async () => {
 // The answers of the city are short whatever the model says.
 const city = z.object({ size: z.enum(["small", "large"]), coastal: z.boolean() });
 
+// The end of a conversation that began elsewhere, with a call.
+const weather = { id: "call_1", type: "function", function: { name: "weather", arguments: '{"city": "Paris"}' } };
+const callAndResult = [
+  { role: "assistant", tool_calls: [weather] },
+  { role: "tool", tool_call_id: "call_1", content: "Sunny." },
+];
+
 const options = async () => {
+  const history = await completions.create({ ...asked, messages: [...asked.messages, ...callAndResult] });
+  seen.call_in_history = history.choices[0].message.content.length > 0;
   const response_format = zodResponseFormat(city, "city");
   const { parsed } = (await completions.parse({ ...asked, response_format })).choices[0].message;
   seen.parse = city.safeParse(parsed).success;

@@ -13,6 +13,12 @@ ENDLESS = {"ignore_eos": True}
 """Makes a stream that would not end while a test looks at it."""
 FOUR_LETTERS = {"regex": "[a-z]{4}"}
 """Ends an answer with ``stop``: the SDK's helper for streams raises for ``length``."""
+WEATHER = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+CALL_AND_RESULT = [
+    {"role": "assistant", "tool_calls": [WEATHER]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "Sunny."},
+]
+"""The end of a conversation that began elsewhere, with a call."""
 
 
 class City(BaseModel):
@@ -56,6 +62,8 @@ def _answers(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any])
 
 
 def _options(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any]) -> None:
+    history = {**asked, "messages": [*asked["messages"], *CALL_AND_RESULT]}
+    seen["call_in_history"] = bool(client.chat.completions.create(**history).choices[0].message.content)
     parsed = client.chat.completions.parse(**asked, response_format=City).choices[0].message.parsed
     seen["parse"] = isinstance(parsed, City)
     with client.chat.completions.stream(**asked, response_format=City) as stream:

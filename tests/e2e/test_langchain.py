@@ -25,6 +25,7 @@ def test_everything_a_langchain_user_does(mesh: Mesh) -> None:
         "structured_dict": True,
         "n": [2, True],
         "history": "ai",
+        "call_in_history": True,
         "400": ["BadRequestError", "temperature", "invalid_parameter"],
         "401": ["AuthenticationError", None, "invalid_api_key"],
         "404": ["NotFoundError", "model", "model_not_found"],

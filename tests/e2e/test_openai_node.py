@@ -31,6 +31,7 @@ def test_everything_an_sdk_user_does(mesh: Mesh, dead_url: str) -> None:
         "raw": [200, True, True],
         "abort": "assistant",
         "after_abort": True,
+        "call_in_history": True,
         "parse": True,
         "stream_parse": True,
         "n": [0, 1],

@@ -37,6 +37,7 @@ def test_everything_an_sdk_user_does(version: str, mesh: Mesh, dead_url: str) ->
         "raw_is_the_chat": True,
         "abort": "assistant",
         "after_abort": True,
+        "call_in_history": True,
         "parse": True,
         "stream_parse": True,
         "n": [0, 1],
