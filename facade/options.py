@@ -68,6 +68,8 @@ COMPLETION_NO_OPS: dict[str, NoOp] = {
     "suffix": _one_of(""),
     "prompt_embeds": _never,
     "add_special_tokens": _one_of(True),
+    # Of conversations: here the number itself is logprobs.
+    "top_logprobs": _one_of(0),
     **{
         name: NO_OPS[name]
         for name in (
@@ -94,16 +96,10 @@ COMPLETION_NO_OPS: dict[str, NoOp] = {
 TOKENIZE_NO_OPS: dict[str, NoOp] = {
     "add_special_tokens": _one_of(True),
     "return_token_strs": _one_of(False),
+    "tools": _one_of([]),
+    "chat_template_kwargs": _one_of({}),
     **{
-        name: NO_OPS[name]
-        for name in (
-            "add_generation_prompt",
-            "continue_final_message",
-            "chat_template",
-            "chat_template_kwargs",
-            "documents",
-            "tools",
-        )
+        name: NO_OPS[name] for name in ("add_generation_prompt", "continue_final_message", "chat_template", "documents")
     },
 }
 """The same for counting tokens."""
