@@ -18,6 +18,7 @@ from facade.routes.chat import chat_completions
 from facade.routes.completions import completions
 from facade.routes.health import health
 from facade.routes.models import get_model, list_models
+from facade.routes.openapi import get_docs, get_openapi
 from facade.routes.tokens import detokenize, tokenize
 from facade.services import SERVICES, Services
 from mantler.client import RuntimeClient
@@ -50,6 +51,8 @@ def create_app(settings: FacadeSettings, *, client: RuntimeClient, keys: KeyStor
     )
     app.on_response_prepare.append(add_headers)
     app.router.add_get("/health", health)
+    app.router.add_get("/openapi.json", get_openapi)
+    app.router.add_get("/docs", get_docs)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", get_model)
     app.router.add_post("/v1/chat/completions", chat_completions)

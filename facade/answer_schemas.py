@@ -1,0 +1,115 @@
+"""What answers look like, as JSON Schema. Objects are closed, so that a test sees drift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mantler.errors import TABLE, ErrorCode
+from mantler.messages import FinishReason
+
+Schema = dict[str, Any]
+
+
+def _closed(properties: Mapping[str, Schema], optional: frozenset[str] = frozenset()) -> Schema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": dict(properties), "required": required, "additionalProperties": False}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _list_of(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_STRING: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_REASON: Schema = {"enum": [reason.value for reason in FinishReason]}
+
+_CANDIDATE = {
+    "token": _STRING,
+    "logprob": {"type": "number", "maximum": 0},
+    "bytes": _list_of({"type": "integer", "minimum": 0, "maximum": 255}),
+}
+_LOGPROBS = _closed(
+    {
+        "content": _list_of(_closed({**_CANDIDATE, "top_logprobs": _list_of(_closed(_CANDIDATE))})),
+        "refusal": {"type": "null"},
+    }
+)
+_DELTA = {"role": {"const": "assistant"}, "content": _STRING, "refusal": {"type": "null"}}
+
+
+def _shared(kind: str) -> dict[str, Schema]:
+    return {
+        "id": _STRING,
+        "object": {"const": kind},
+        "created": {"type": "integer", "description": "Seconds since 1970."},
+        "model": _STRING,
+        "system_fingerprint": _or_null(_STRING),
+    }
+
+
+def _choice(content: Mapping[str, Schema], reason: Schema) -> Schema:
+    return _closed({"index": _COUNT, **content, "logprobs": _or_null(_LOGPROBS), "finish_reason": reason})
+
+
+SCHEMAS: dict[str, Schema] = {
+    "Error": _closed(
+        {
+            "error": _closed(
+                {
+                    "message": _STRING,
+                    "type": {"enum": sorted({row.type for row in TABLE.values()})},
+                    "param": _or_null(_STRING),
+                    "code": {"enum": [code.value for code in ErrorCode]},
+                }
+            )
+        }
+    ),
+    "Health": _closed({"status": {"const": "ok"}}),
+    "Model": _closed(
+        {"id": _STRING, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": _STRING}
+    ),
+    "ModelList": _closed({"object": {"const": "list"}, "data": _list_of(_ref("Model"))}),
+    "Usage": _closed(
+        {
+            "prompt_tokens": _COUNT,
+            "completion_tokens": _COUNT,
+            "total_tokens": _COUNT,
+            "prompt_tokens_details": _closed({"cached_tokens": _COUNT}),
+            "completion_tokens_details": _closed({"reasoning_tokens": _COUNT}),
+        }
+    ),
+    "ChatCompletion": _closed(
+        {
+            **_shared("chat.completion"),
+            "choices": _list_of(
+                _choice(
+                    {
+                        "message": _closed(
+                            {"role": {"const": "assistant"}, "content": _or_null(_STRING), "refusal": {"type": "null"}}
+                        )
+                    },
+                    _REASON,
+                )
+            ),
+            "usage": _ref("Usage"),
+        }
+    ),
+    "ChatCompletionChunk": _closed(
+        {
+            **_shared("chat.completion.chunk"),
+            "choices": _list_of(_choice({"delta": _closed(_DELTA, frozenset(_DELTA))}, _or_null(_REASON))),
+            "usage": _or_null(_ref("Usage")),
+        },
+        frozenset({"usage"}),
+    ),
+}
+"""By name."""

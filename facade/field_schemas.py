@@ -1,0 +1,104 @@
+"""Ranges and shapes of a request's fields as JSON Schema, where the models of the bodies have no more than a type.
+
+The ranges are kept by :mod:`mantler.messages`; a test sends each bound, and what lies beyond it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from facade.generation_body import MAX_STOP_STRINGS
+from mantler.messages import (
+    MAX_CACHE_SALT_CHARS,
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_MESSAGES,
+    MAX_PENALTY,
+    MAX_PRIORITY,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    Role,
+)
+
+Schema = dict[str, Any]
+
+RANGES: dict[str, Schema] = {
+    "n": {"minimum": 1, "maximum": MAX_CHOICES},
+    "temperature": {"minimum": 0, "maximum": 2},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "top_k": {"minimum": 0, "maximum": MAX_TOKENS},
+    "min_p": {"minimum": 0, "maximum": 1},
+    "seed": {"minimum": -(2**63), "maximum": 2**63 - 1},
+    "presence_penalty": {"minimum": -MAX_PENALTY, "maximum": MAX_PENALTY},
+    "frequency_penalty": {"minimum": -MAX_PENALTY, "maximum": MAX_PENALTY},
+    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": MAX_REPETITION_PENALTY},
+    "max_tokens": {"minimum": 1, "maximum": MAX_TOKENS},
+    "max_completion_tokens": {"minimum": 1, "maximum": MAX_TOKENS},
+    "min_tokens": {"minimum": 0, "maximum": MAX_TOKENS},
+    "priority": {"minimum": 0, "maximum": MAX_PRIORITY},
+    "top_logprobs": {"minimum": 0, "maximum": MAX_TOP_LOGPROBS},
+}
+"""Bounds of numbers."""
+
+_STOP_STRING: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARS}
+_TEXT_PART: Schema = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+}
+_MESSAGE: Schema = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {"enum": [role.value for role in Role]},
+        "content": {
+            "anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": _TEXT_PART}, {"type": "null"}]
+        },
+        "name": {"type": ["string", "null"]},
+        "tool_call_id": {"type": ["string", "null"]},
+        "reasoning_content": {"type": ["string", "null"]},
+    },
+}
+
+SHAPES: dict[str, Schema] = {
+    "messages": {"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": _MESSAGE},
+    "stop": {
+        "anyOf": [
+            _STOP_STRING,
+            {"type": "array", "maxItems": MAX_STOP_STRINGS, "items": _STOP_STRING},
+            {"type": "null"},
+        ]
+    },
+    "stop_token_ids": {
+        "type": ["array", "null"],
+        "maxItems": MAX_STOP_TOKEN_IDS,
+        "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+    },
+    "logit_bias": {
+        "type": ["object", "null"],
+        "maxProperties": MAX_LOGIT_BIASES,
+        "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+        "additionalProperties": {"type": "number", "minimum": -MAX_LOGIT_BIAS, "maximum": MAX_LOGIT_BIAS},
+    },
+    "cache_salt": {"type": ["string", "null"], "minLength": 1, "maxLength": MAX_CACHE_SALT_CHARS},
+}
+"""Fields that the models do not describe in full."""
+
+
+def described(schema: Schema) -> Schema:
+    """The schema of a body, with what is known of its fields put in."""
+    properties = {name: _described_field(name, field) for name, field in schema["properties"].items()}
+    return {**schema, "properties": properties}
+
+
+def _described_field(name: str, field: Schema) -> Schema:
+    if name in SHAPES:
+        return SHAPES[name]
+    if name in RANGES:
+        # A bound says nothing of null, so it may stand beside the alternatives.
+        return {**field, **RANGES[name]}
+    return field

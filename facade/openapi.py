@@ -1,0 +1,138 @@
+"""The document that describes this API, in OpenAPI 3.1. Pure.
+
+It covers health, models and chat completions. It is made of what serves the requests: the models that check bodies,
+the table of errors, and the schemas that tests hold answers against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from http import HTTPStatus
+from typing import Any
+
+from facade.answer_schemas import SCHEMAS
+from facade.field_schemas import described
+from facade.schema import ChatBody
+from mantler import __version__
+from mantler.errors import TABLE, ErrorCode
+
+Schema = dict[str, Any]
+
+_KEYED = (ErrorCode.INVALID_API_KEY, ErrorCode.STORE_UNAVAILABLE)
+_ANYWHERE = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
+_BEHIND = (ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE)
+_OF_MODELS = (*_ANYWHERE, *_KEYED, *_BEHIND)
+_OF_ONE_MODEL = (*_OF_MODELS, ErrorCode.MODEL_NOT_ALLOWED, ErrorCode.MODEL_NOT_FOUND)
+_OF_GENERATION = (
+    *_OF_ONE_MODEL,
+    ErrorCode.INVALID_PARAMETER,
+    ErrorCode.UNSUPPORTED_PARAMETER,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    ErrorCode.REQUEST_TOO_LARGE,
+    ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+    ErrorCode.RATE_LIMIT_EXCEEDED,
+    ErrorCode.QUEUE_FULL,
+    ErrorCode.DEADLINE_EXCEEDED,
+)
+
+_CHAT_EXAMPLE = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16}
+_STREAM = (
+    "With stream, server-sent events: lines `data: {...}` of chunks, an empty line after each, and `data: [DONE]` at "
+    "the end. A failure after the first chunk is one last event with an error, and no `[DONE]` follows."
+)
+
+
+@cache
+def openapi_document() -> Schema:
+    """The whole document. The caller does not change it."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Mantler",
+            "version": __version__,
+            "description": "Chat completions as OpenAI has them, from your own machines. Fields that are not known are "
+            "ignored, null means the default, and what is known but not supported is refused by name.",
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}],
+        "paths": _paths(),
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "A key, `mk_live_...`."}},
+            "schemas": {**SCHEMAS, **_body_schemas()},
+        },
+    }
+
+
+def _paths() -> Schema:
+    model_id = {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "A model's name. It may hold slashes.",
+        "schema": {"type": "string", "minLength": 1},
+        "example": "smollm2:135m",
+    }
+    health = _operation("health", "Whether the facade serves.", {"200": _json("Health")}, (ErrorCode.INTERNAL_ERROR,))
+    models = _operation("listModels", "The models that the key may use now.", {"200": _json("ModelList")}, _OF_MODELS)
+    model = _operation("getModel", "One of them.", {"200": _json("Model")}, _OF_ONE_MODEL)
+    chat = _operation(
+        "createChatCompletion",
+        "The next turns of a conversation, whole or as a stream.",
+        {"200": _generated("ChatCompletion", "ChatCompletionChunk")},
+        _OF_GENERATION,
+    )
+    return {
+        "/health": {"get": {**health, "security": []}},
+        "/v1/models": {"get": models},
+        "/v1/models/{id}": {"get": {**model, "parameters": [model_id]}},
+        "/v1/chat/completions": {"post": {**chat, "requestBody": _body("ChatCompletionRequest", _CHAT_EXAMPLE)}},
+    }
+
+
+def _operation(name: str, summary: str, answers: Schema, errors: Iterable[ErrorCode]) -> Schema:
+    return {"operationId": name, "summary": summary, "responses": {**answers, **_error_answers(errors)}}
+
+
+def _error_answers(errors: Iterable[ErrorCode]) -> Schema:
+    """One answer for each status, with the codes that it stands for."""
+    by_status: dict[int, list[ErrorCode]] = {}
+    for code in errors:
+        by_status.setdefault(TABLE[code].http_status, []).append(code)
+    return {str(status): _error_answer(status, codes) for status, codes in sorted(by_status.items())}
+
+
+def _error_answer(status: int, codes: Iterable[ErrorCode]) -> Schema:
+    names = ", ".join(sorted(code.value for code in codes))
+    answer: Schema = {"description": f"Error codes: {names}.", "content": {"application/json": _schema("Error")}}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        seconds = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds until a retry makes sense."}
+        answer["headers"] = {"Retry-After": seconds}
+    return answer
+
+
+def _json(name: str) -> Schema:
+    return {"description": "The answer.", "content": {"application/json": _schema(name)}}
+
+
+def _generated(whole: str, chunk: str) -> Schema:
+    stream = {"schema": {"type": "string", "description": f"{_STREAM} Chunks are of the schema {chunk}."}}
+    return {
+        "description": f"The answer. {_STREAM}",
+        "content": {"application/json": _schema(whole), "text/event-stream": stream},
+    }
+
+
+def _schema(name: str) -> Schema:
+    return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+
+
+def _body(name: str, example: Schema) -> Schema:
+    return {"required": True, "content": {"application/json": {**_schema(name), "example": example}}}
+
+
+def _body_schemas() -> Schema:
+    """Of the models that check bodies, what they consist of included."""
+    schema = ChatBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = schema.pop("$defs", {})
+    return {**parts, "ChatCompletionRequest": described(schema)}
