@@ -46,6 +46,17 @@ _LOGPROBS = _closed(
 _DELTA = {"role": {"const": "assistant"}, "content": _STRING, "refusal": {"type": "null"}}
 
 
+_NUMBERS = _list_of({"type": "number", "maximum": 0})
+_COMPLETION_LOGPROBS = _closed(
+    {
+        "tokens": _list_of(_STRING),
+        "token_logprobs": _NUMBERS,
+        "top_logprobs": _or_null(_list_of({"type": "object", "additionalProperties": {"type": "number"}})),
+        "text_offset": _list_of(_COUNT),
+    }
+)
+
+
 def _shared(kind: str) -> dict[str, Schema]:
     return {
         "id": _STRING,
@@ -56,8 +67,13 @@ def _shared(kind: str) -> dict[str, Schema]:
     }
 
 
-def _choice(content: Mapping[str, Schema], reason: Schema) -> Schema:
-    return _closed({"index": _COUNT, **content, "logprobs": _or_null(_LOGPROBS), "finish_reason": reason})
+def _choice(content: Mapping[str, Schema], reason: Schema, logprobs: Schema = _LOGPROBS) -> Schema:
+    return _closed({"index": _COUNT, **content, "logprobs": _or_null(logprobs), "finish_reason": reason})
+
+
+def _completion(reason: Schema) -> dict[str, Schema]:
+    choice = _choice({"text": _STRING}, reason, _COMPLETION_LOGPROBS)
+    return {**_shared("text_completion"), "choices": _list_of(choice)}
 
 
 SCHEMAS: dict[str, Schema] = {
@@ -111,5 +127,11 @@ SCHEMAS: dict[str, Schema] = {
         },
         frozenset({"usage"}),
     ),
+    "Completion": _closed({**_completion(_REASON), "usage": _ref("Usage")}),
+    "CompletionChunk": _closed(
+        {**_completion(_or_null(_REASON)), "usage": _or_null(_ref("Usage"))}, frozenset({"usage"})
+    ),
+    "Tokens": _closed({"count": _COUNT, "max_model_len": _COUNT, "tokens": _list_of(_COUNT)}),
+    "Text": _closed({"prompt": _STRING}),
 }
 """By name."""

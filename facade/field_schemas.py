@@ -5,9 +5,12 @@ The ranges are kept by :mod:`mantler.messages`; a test sends each bound, and wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from facade.completion_body import MAX_LOGPROBS
 from facade.generation_body import MAX_STOP_STRINGS
+from facade.prompts import MAX_PROMPTS, MAX_TOKEN_ID
 from mantler.messages import (
     MAX_CACHE_SALT_CHARS,
     MAX_CHOICES,
@@ -64,6 +67,26 @@ _MESSAGE: Schema = {
     },
 }
 
+_TOKEN_ID: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
+_TOKEN_IDS: Schema = {"type": "array", "minItems": 1, "items": _TOKEN_ID}
+
+_PROMPT: Schema = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"type": "string"}},
+        _TOKEN_IDS,
+        {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": _TOKEN_IDS},
+    ]
+}
+
+COMPLETION_SHAPES: dict[str, Schema] = {
+    "prompt": _PROMPT,
+    "logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_LOGPROBS},
+}
+"""Fields of completions that are others than those of the same name elsewhere."""
+
+DETOKENIZE_SHAPES: dict[str, Schema] = {"tokens": _TOKEN_IDS}
+
 SHAPES: dict[str, Schema] = {
     "messages": {"type": "array", "minItems": 1, "maxItems": MAX_MESSAGES, "items": _MESSAGE},
     "stop": {
@@ -76,7 +99,7 @@ SHAPES: dict[str, Schema] = {
     "stop_token_ids": {
         "type": ["array", "null"],
         "maxItems": MAX_STOP_TOKEN_IDS,
-        "items": {"type": "integer", "minimum": 0, "maximum": 2**32 - 1},
+        "items": _TOKEN_ID,
     },
     "logit_bias": {
         "type": ["object", "null"],
@@ -89,16 +112,19 @@ SHAPES: dict[str, Schema] = {
 """Fields that the models do not describe in full."""
 
 
-def described(schema: Schema) -> Schema:
-    """The schema of a body, with what is known of its fields put in."""
-    properties = {name: _described_field(name, field) for name, field in schema["properties"].items()}
+def described(schema: Schema, own: Mapping[str, Schema] | None = None) -> Schema:
+    """The schema of a body, with what is known of its fields put in.
+
+    Args:
+        own: shapes that hold in this body only.
+    """
+    shapes = {**SHAPES, **(own or {})}
+    properties = {name: _described_field(name, field, shapes) for name, field in schema["properties"].items()}
     return {**schema, "properties": properties}
 
 
-def _described_field(name: str, field: Schema) -> Schema:
-    if name in SHAPES:
-        return SHAPES[name]
-    if name in RANGES:
-        # A bound says nothing of null, so it may stand beside the alternatives.
-        return {**field, **RANGES[name]}
-    return field
+def _described_field(name: str, field: Schema, shapes: Mapping[str, Schema]) -> Schema:
+    if name in shapes:
+        return shapes[name]
+    # A bound says nothing of null, so it may stand beside the alternatives.
+    return {**field, **RANGES.get(name, {})}

@@ -1,7 +1,7 @@
 """The document that describes this API, in OpenAPI 3.1. Pure.
 
-It covers health, models and chat completions. It is made of what serves the requests: the models that check bodies,
-the table of errors, and the schemas that tests hold answers against.
+It is made of what serves the requests: the models that check bodies, the table of errors, and the schemas that tests
+hold answers against.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from http import HTTPStatus
 from typing import Any
 
 from facade.answer_schemas import SCHEMAS
-from facade.field_schemas import described
+from facade.completion_body import CompletionBody
+from facade.field_schemas import COMPLETION_SHAPES, DETOKENIZE_SHAPES, described
+from facade.json_body import JsonBody
 from facade.schema import ChatBody
+from facade.token_bodies import DetokenizeBody, TokenizeBody
 from mantler import __version__
 from mantler.errors import TABLE, ErrorCode
 
@@ -24,7 +27,7 @@ _ANYWHERE = (ErrorCode.INVALID_REQUEST, ErrorCode.INTERNAL_ERROR)
 _BEHIND = (ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE)
 _OF_MODELS = (*_ANYWHERE, *_KEYED, *_BEHIND)
 _OF_ONE_MODEL = (*_OF_MODELS, ErrorCode.MODEL_NOT_ALLOWED, ErrorCode.MODEL_NOT_FOUND)
-_OF_GENERATION = (
+_OF_POSTS = (
     *_OF_ONE_MODEL,
     ErrorCode.INVALID_PARAMETER,
     ErrorCode.UNSUPPORTED_PARAMETER,
@@ -32,11 +35,14 @@ _OF_GENERATION = (
     ErrorCode.REQUEST_TOO_LARGE,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
     ErrorCode.RATE_LIMIT_EXCEEDED,
-    ErrorCode.QUEUE_FULL,
     ErrorCode.DEADLINE_EXCEEDED,
 )
+_OF_GENERATION = (*_OF_POSTS, ErrorCode.QUEUE_FULL)
 
 _CHAT_EXAMPLE = {"model": "smollm2:135m", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16}
+_COMPLETION_EXAMPLE = {"model": "smollm2:135m", "prompt": "The capital of France is", "max_tokens": 16}
+_TOKENIZE_EXAMPLE = {"model": "smollm2:135m", "prompt": "Hello, world!"}
+_DETOKENIZE_EXAMPLE = {"model": "smollm2:135m", "tokens": [19556, 28]}
 _STREAM = (
     "With stream, server-sent events: lines `data: {...}` of chunks, an empty line after each, and `data: [DONE]` at "
     "the end. A failure after the first chunk is one last event with an error, and no `[DONE]` follows."
@@ -51,8 +57,8 @@ def openapi_document() -> Schema:
         "info": {
             "title": "Mantler",
             "version": __version__,
-            "description": "Chat completions as OpenAI has them, from your own machines. Fields that are not known are "
-            "ignored, null means the default, and what is known but not supported is refused by name.",
+            "description": "Chat completions and completions as OpenAI has them, from your own machines. Fields that "
+            "are not known are ignored, null means the default, and what is known but not supported is refused.",
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}],
@@ -82,11 +88,22 @@ def _paths() -> Schema:
         {"200": _generated("ChatCompletion", "ChatCompletionChunk")},
         _OF_GENERATION,
     )
+    text = _operation(
+        "createCompletion",
+        "How texts go on, whole or as a stream.",
+        {"200": _generated("Completion", "CompletionChunk")},
+        _OF_GENERATION,
+    )
+    tokens = _operation("tokenize", "The tokens of a text or a conversation.", {"200": _json("Tokens")}, _OF_POSTS)
+    spelled = _operation("detokenize", "The text of tokens.", {"200": _json("Text")}, _OF_POSTS)
     return {
         "/health": {"get": {**health, "security": []}},
         "/v1/models": {"get": models},
         "/v1/models/{id}": {"get": {**model, "parameters": [model_id]}},
         "/v1/chat/completions": {"post": {**chat, "requestBody": _body("ChatCompletionRequest", _CHAT_EXAMPLE)}},
+        "/v1/completions": {"post": {**text, "requestBody": _body("CompletionRequest", _COMPLETION_EXAMPLE)}},
+        "/v1/tokenize": {"post": {**tokens, "requestBody": _body("TokenizeRequest", _TOKENIZE_EXAMPLE)}},
+        "/v1/detokenize": {"post": {**spelled, "requestBody": _body("DetokenizeRequest", _DETOKENIZE_EXAMPLE)}},
     }
 
 
@@ -133,6 +150,15 @@ def _body(name: str, example: Schema) -> Schema:
 
 def _body_schemas() -> Schema:
     """Of the models that check bodies, what they consist of included."""
-    schema = ChatBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {
+        **_body_schema("ChatCompletionRequest", ChatBody),
+        **_body_schema("CompletionRequest", CompletionBody, COMPLETION_SHAPES),
+        **_body_schema("TokenizeRequest", TokenizeBody),
+        **_body_schema("DetokenizeRequest", DetokenizeBody, DETOKENIZE_SHAPES),
+    }
+
+
+def _body_schema(name: str, body: type[JsonBody], own: Schema | None = None) -> Schema:
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     parts = schema.pop("$defs", {})
-    return {**parts, "ChatCompletionRequest": described(schema)}
+    return {**parts, name: described(schema, own)}

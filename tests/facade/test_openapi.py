@@ -14,7 +14,7 @@ from facade.docs_page import docs_page
 from facade.field_schemas import RANGES
 from facade.openapi import openapi_document
 from mantler.errors import ErrorCode, MantlerError
-from tests.facade.conftest import MODEL, Facade, chat
+from tests.facade.conftest import COMPLETIONS, MODEL, Facade, chat, completion
 from tests.fake_runtime import failing
 
 CHAT = ("/v1/chat/completions", "post")
@@ -101,6 +101,34 @@ async def test_chat_completions_are_as_described(facade: Facade, fields: dict[st
         data, _ = await facade.stream({**chat(**fields), **options})
         for each in data[:-1]:
             check(json.loads(each), "ChatCompletionChunk")
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"logprobs": 0}, {"logprobs": 2}, {"max_tokens": 1, "echo": True}])
+async def test_completions_are_as_described(facade: Facade, fields: dict[str, Any]) -> None:
+    for prompt in ("a b", ["a", "b"], [1, 2], [[1], [2]]):
+        check(completion(prompt, **fields), "CompletionRequest")
+        status, body, _ = await facade.post(completion(prompt, **fields), COMPLETIONS)
+        assert status == 200
+        check(body, "Completion")
+    options: dict[str, Any]
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        data, _ = await facade.stream({**completion(**fields), **options}, COMPLETIONS)
+        for each in data[:-1]:
+            check(json.loads(each), "CompletionChunk")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        ("/v1/tokenize", {"prompt": "a b"}, "Tokens"),
+        ("/v1/tokenize", {"messages": [{"role": "user", "content": "a"}]}, "Tokens"),
+        ("/v1/detokenize", {"tokens": [1]}, "Text"),
+    ],
+)
+async def test_tokens_are_as_described(facade: Facade, path: str, body: dict[str, Any], answer: str) -> None:
+    status, told, _ = await facade.post({"model": MODEL, **body}, path)
+    assert status == 200
+    check(told, answer)
 
 
 @pytest.mark.parametrize("code", [code for code in ErrorCode if code not in NEVER_OF_CHAT])
