@@ -33,11 +33,6 @@ class CompletionBody(GenerationBody, StructuredOutputsBody):
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None
-    # They change nothing in the answer: who asks, and how the client files it.
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,11 @@ class GenerationBody(JsonBody):
     ignore_eos: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    # They change nothing in the answer: who asks, and how the client files it.
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, Any] | None = None
 
     @property
     def include_usage(self) -> bool:

@@ -96,10 +96,16 @@ COMPLETION_NO_OPS: dict[str, NoOp] = {
 TOKENIZE_NO_OPS: dict[str, NoOp] = {
     "add_special_tokens": _one_of(True),
     "return_token_strs": _one_of(False),
-    "tools": _one_of([]),
-    "chat_template_kwargs": _one_of({}),
     **{
-        name: NO_OPS[name] for name in ("add_generation_prompt", "continue_final_message", "chat_template", "documents")
+        name: NO_OPS[name]
+        for name in (
+            "tools",
+            "chat_template_kwargs",
+            "add_generation_prompt",
+            "continue_final_message",
+            "chat_template",
+            "documents",
+        )
     },
 }
 """The same for counting tokens."""
@@ -108,10 +114,6 @@ STREAM_NO_OPS: dict[str, NoOp] = {"include_obfuscation": _one_of(False)}
 """The same for the fields of ``stream_options``."""
 
 STRUCTURED_OUTPUTS_NO_OPS: dict[str, NoOp] = {
-    "tools": _one_of([]),
-    "tool_choice": _one_of("none"),
-    "reasoning_effort": _never,
-    "chat_template_kwargs": _one_of({}),
     "structural_tag": _never,
     "whitespace_pattern": _never,
     "disable_any_whitespace": _one_of(False),

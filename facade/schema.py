@@ -32,11 +32,6 @@ class ChatBody(GenerationBody, StructuredOutputsBody):
     messages: list[Any] = Field(max_length=MAX_MESSAGES)
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    # They change nothing in the answer: who asks, and how the client files it.
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
 
