@@ -16,6 +16,7 @@ import pytest
 from facade.app import running
 from mantler.config import FacadeSettings
 from mantler.tenancy.store import KeyStore
+from tests.facade.described import check_answer, check_event
 from tests.fake_runtime import FakeRuntime
 
 MODEL = "smollm2:135m"
@@ -53,7 +54,7 @@ def raw_request(body: object, path: str = CHAT, *, method: str = "POST") -> byte
 
 @dataclass
 class Facade:
-    """What a test needs to talk to the facade under test."""
+    """What a test needs to talk to the facade under test. Each answer is held against the API's own description."""
 
     url: str
     port: int
@@ -69,20 +70,29 @@ class Facade:
         if isinstance(body, bytes):
             options["headers"] = {"Content-Type": "application/json", **options["headers"]}
         async with self.http.post(f"{self.url}{path}", **sent, **options) as response:
-            return response.status, await response.json(), response
+            answer = await response.json()
+            check_answer("POST", path, response.status, answer)
+            return response.status, answer, response
 
     async def stream(self, body: dict[str, Any], path: str = CHAT) -> tuple[list[str], aiohttp.ClientResponse]:
         """The data of each event of a stream, and the response."""
         sent = {"stream": True, **body}
         async with self.http.post(f"{self.url}{path}", json=sent, headers=self.headers) as response:
             assert response.status == 200, await response.text()
-            return events(await response.text()), response
+            sent_events = events(await response.text())
+            for data in sent_events:
+                if data != "[DONE]":
+                    check_event(path, json.loads(data))
+            return sent_events, response
 
     async def get(self, path: str, **options: Any) -> tuple[int, Any, aiohttp.ClientResponse]:
         """Status, JSON and response of a GET."""
         options.setdefault("headers", self.headers)
         async with self.http.get(f"{self.url}{path}", **options) as response:
-            return response.status, await response.json(), response
+            answer = await response.json()
+            if path != "/openapi.json":
+                check_answer("GET", path, response.status, answer)
+            return response.status, answer, response
 
     async def new_key(self, **options: Any) -> tuple[dict[str, str], str]:
         """Headers with a new key, and the key's id."""

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema
 import pytest
+from jsonschema import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from facade.docs_page import docs_page
 from facade.field_schemas import RANGES
 from facade.openapi import openapi_document
 from mantler.errors import ErrorCode, MantlerError
-from tests.facade.conftest import COMPLETIONS, MODEL, Facade, chat, completion
+from tests.facade.conftest import Facade, chat, completion
+from tests.facade.described import check, check_answer, check_event
 from tests.fake_runtime import failing
 
 CHAT = ("/v1/chat/completions", "post")
 NEVER_OF_CHAT = {ErrorCode.ROUTE_NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED, ErrorCode.CANCELLED}
-
-
-def check(answer: Any, name: str) -> None:
-    """Holds ``answer`` against a schema of the document."""
-    components = openapi_document()["components"]
-    jsonschema.validate(answer, {"$ref": f"#/components/schemas/{name}", "components": components})
-
-
-def statuses(path: str, method: str) -> set[str]:
-    return set(openapi_document()["paths"][path][method]["responses"])
 
 
 async def test_it_is_valid_and_needs_no_key(facade: Facade) -> None:
@@ -85,57 +75,26 @@ async def test_documented_bounds_are_the_ones_that_are_kept(
             assert body["error"]["param"] == name
 
 
-async def test_health_and_models_are_as_described(facade: Facade) -> None:
-    for path, name in (("/health", "Health"), ("/v1/models", "ModelList"), (f"/v1/models/{MODEL}", "Model")):
-        status, body, _ = await facade.get(path)
-        assert status == 200
-        check(body, name)
+@pytest.mark.parametrize("prompt", ["a b", ["a", "b"], [1, 2], [[1], [2]]])
+def test_prompts_of_every_kind_are_described(prompt: Any) -> None:
+    check(completion(prompt, logprobs=5, stop=["x"], logit_bias={"1": 5}), "CompletionRequest")
 
 
-@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"max_tokens": 1}])
-async def test_chat_completions_are_as_described(facade: Facade, fields: dict[str, Any]) -> None:
-    status, body, _ = await facade.post(chat(**fields))
-    assert status == 200
-    check(body, "ChatCompletion")
-    for options in ({}, {"stream_options": {"include_usage": True}}):
-        data, _ = await facade.stream({**chat(**fields), **options})
-        for each in data[:-1]:
-            check(json.loads(each), "ChatCompletionChunk")
-
-
-@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"logprobs": 0}, {"logprobs": 2}, {"max_tokens": 1, "echo": True}])
-async def test_completions_are_as_described(facade: Facade, fields: dict[str, Any]) -> None:
-    for prompt in ("a b", ["a", "b"], [1, 2], [[1], [2]]):
-        check(completion(prompt, **fields), "CompletionRequest")
-        status, body, _ = await facade.post(completion(prompt, **fields), COMPLETIONS)
-        assert status == 200
-        check(body, "Completion")
-    options: dict[str, Any]
-    for options in ({}, {"stream_options": {"include_usage": True}}):
-        data, _ = await facade.stream({**completion(**fields), **options}, COMPLETIONS)
-        for each in data[:-1]:
-            check(json.loads(each), "CompletionChunk")
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "answer"),
-    [
-        ("/v1/tokenize", {"prompt": "a b"}, "Tokens"),
-        ("/v1/tokenize", {"messages": [{"role": "user", "content": "a"}]}, "Tokens"),
-        ("/v1/detokenize", {"tokens": [1]}, "Text"),
-    ],
-)
-async def test_tokens_are_as_described(facade: Facade, path: str, body: dict[str, Any], answer: str) -> None:
-    status, told, _ = await facade.post({"model": MODEL, **body}, path)
-    assert status == 200
-    check(told, answer)
+def test_answers_that_are_not_described_are_noticed() -> None:
+    error = {"error": {"message": "No.", "type": "not_found_error", "param": None, "code": "model_not_found"}}
+    check_answer("GET", "/v1/models/a/b", 404, error)
+    check_event("/v1/completions", error)
+    with pytest.raises(AssertionError):
+        check_answer("GET", "/v1/models/a/b", 418, error)
+    with pytest.raises(ValidationError):
+        check_answer("GET", "/v1/models/a/b", 200, {"id": "a/b", "object": "model", "created": 1})
+    with pytest.raises(ValidationError):
+        check_event("/v1/completions", {"choices": []})
 
 
 @pytest.mark.parametrize("code", [code for code in ErrorCode if code not in NEVER_OF_CHAT])
 async def test_what_the_runtime_refuses_is_as_described(facade: Facade, code: ErrorCode) -> None:
     facade.runtime.script = failing(MantlerError(code, "No.", retry_after_s=1.0))
-    status, body, response = await facade.post(chat())
-    check(body, "Error")
-    assert str(status) in statuses(*CHAT)
+    status, _, response = await facade.post(chat())
     described = openapi_document()["paths"][CHAT[0]][CHAT[1]]["responses"][str(status)]
     assert ("Retry-After" in response.headers) == ("headers" in described)
