@@ -133,10 +133,13 @@ def _json(name: str) -> Schema:
 
 
 def _generated(whole: str, chunk: str) -> Schema:
-    stream = {"schema": {"type": "string", "description": f"{_STREAM} Chunks are of the schema {chunk}."}}
+    # Of each event, as OpenAPI 3.2 has it: 3.1 says nothing about streams.
+    content = {"anyOf": [_schema(chunk)["schema"], _schema("Error")["schema"]]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    event = {"type": "object", "properties": {"data": {"anyOf": [{"const": "[DONE]"}, data]}}, "required": ["data"]}
     return {
         "description": f"The answer. {_STREAM}",
-        "content": {"application/json": _schema(whole), "text/event-stream": stream},
+        "content": {"application/json": _schema(whole), "text/event-stream": {"schema": event}},
     }
 
 

@@ -28,9 +28,9 @@ def check_event(path: str, data: Any) -> None:
     """The data of an event of a stream of ``POST path``: a chunk, or an error."""
     operation = _operation("post", path)
     assert operation is not None
-    whole = operation["responses"]["200"]["content"]
-    assert "text/event-stream" in whole
-    check(data, ERROR if "error" in data else f"{_name(whole['application/json']['schema'])}Chunk")
+    event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    chunk, error = event["properties"]["data"]["anyOf"][1]["contentSchema"]["anyOf"]
+    check(data, _name(error if "error" in data else chunk))
 
 
 def check(value: Any, name: str) -> None:
