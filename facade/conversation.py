@@ -7,8 +7,7 @@ from typing import Any
 from facade.json_body import JsonBody, validated
 from facade.options import MESSAGE_NO_OPS, refuse_unsupported
 from mantler.errors import invalid, unsupported
-from mantler.messages import ChatMessage, Role
-from mantler.tools import ToolCall
+from mantler.messages import ChatMessage, Role, ToolCall
 
 _REFUSED_PARTS = frozenset({"image_url", "input_audio", "video_url", "audio_url", "file", "refusal"})
 

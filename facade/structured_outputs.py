@@ -17,7 +17,8 @@ from pydantic import Field
 from facade.json_body import JsonBody, validated
 from facade.options import STRUCTURED_OUTPUTS_NO_OPS, refuse_unsupported
 from facade.spelling import spelled_as
-from mantler.constraints import (
+from mantler.errors import invalid
+from mantler.messages import (
     JSON_SCHEMA_PARAM,
     ChoiceConstraint,
     Constraint,
@@ -27,7 +28,6 @@ from mantler.constraints import (
     RegexConstraint,
     constraint_param,
 )
-from mantler.errors import invalid
 
 _SCHEMA_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

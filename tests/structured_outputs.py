@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mantler.config import RuntimeSettings
-from mantler.constraints import JsonSchemaConstraint
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import (
     ChatMessage,
@@ -20,6 +19,7 @@ from mantler.messages import (
     Finished,
     FinishReason,
     GenerateRequest,
+    JsonSchemaConstraint,
     Role,
     SamplingParams,
     StopParams,

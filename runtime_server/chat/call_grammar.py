@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from mantler.constraints import GrammarConstraint
 from mantler.errors import invalid
-from mantler.tools import NamedTool, Tool, ToolChoice
+from mantler.messages import GrammarConstraint, NamedTool, Tool, ToolChoice
 from runtime_server.chat.default_format import openai_tool
 from runtime_server.chat.formats import CallFormat
 

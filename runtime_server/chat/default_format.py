@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mantler.errors import invalid
-from mantler.messages import ChatMessage, Role
-from mantler.tools import Tool, ToolCall
+from mantler.messages import ChatMessage, Role, Tool, ToolCall
 
 _INSTRUCTIONS = """You may call these functions. Their signatures are JSON between <tools> tags:
 <tools>

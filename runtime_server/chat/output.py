@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mantler.messages import FinishReason
-from mantler.tools import NamedTool, ToolCallDelta, ToolChoice
+from mantler.messages import FinishReason, NamedTool, ToolCallDelta, ToolChoice
 from runtime_server.chat.reasoning import ReasoningSplitter
 from runtime_server.chat.tool_calls import ToolCallParser
 

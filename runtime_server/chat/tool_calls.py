@@ -11,7 +11,7 @@ from typing import Any
 
 import regex
 
-from mantler.tools import ToolCallDelta
+from mantler.messages import ToolCallDelta
 from runtime_server.chat.formats import CallFormat
 
 MAX_HEAD_CHARS = 1024

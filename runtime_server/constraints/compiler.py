@@ -10,7 +10,7 @@ from typing import TypeVar, TypeVarTuple
 
 from llguidance import LLMatcher, LLTokenizer
 
-from mantler.constraints import Constraint, constraint_param
+from mantler.messages import Constraint, constraint_param
 from runtime_server.constraints.grammar import complaint, grammar_text
 from runtime_server.constraints.limits import CACHED_GRAMMARS, MAX_CACHED_CHARS, parser_limits
 from runtime_server.constraints.matcher import Matcher

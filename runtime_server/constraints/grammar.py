@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
 
-from mantler.constraints import (
+from mantler.errors import MantlerError, invalid
+from mantler.messages import (
     ChoiceConstraint,
     Constraint,
     GrammarConstraint,
@@ -17,7 +18,6 @@ from mantler.constraints import (
     RegexConstraint,
     constraint_param,
 )
-from mantler.errors import MantlerError, invalid
 from runtime_server.constraints.json_schema import read_schema
 
 if TYPE_CHECKING:

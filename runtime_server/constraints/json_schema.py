@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from mantler.constraints import JSON_SCHEMA_PARAM
 from mantler.errors import MantlerError, invalid
+from mantler.messages import JSON_SCHEMA_PARAM
 from runtime_server.constraints.limits import MAX_SCHEMA_DEPTH
 
 UNSUPPORTED = frozenset(

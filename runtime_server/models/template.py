@@ -28,8 +28,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 from mantler.errors import MantlerError, invalid
-from mantler.messages import ChatMessage, Role
-from mantler.tools import Tool
+from mantler.messages import ChatMessage, Role, Tool
 from runtime_server.chat.default_format import openai_call, openai_tool, with_tools, without_calls
 from runtime_server.chat.formats import knows_tools
 from runtime_server.models.errors import PullError

@@ -12,13 +12,13 @@ import aiohttp
 import pytest
 
 from mantler.client import RuntimeClient
-from mantler.constraints import JsonSchemaConstraint
 from mantler.messages import (
     ChatMessage,
     ChatPrompt,
     Delta,
     Finished,
     GenerateRequest,
+    JsonSchemaConstraint,
     LogprobsParams,
     Role,
     SamplingParams,

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from mantler import messages as m
-from mantler.tools import ToolCall
+from mantler.messages import ToolCall
 from tests.facade.conftest import MODEL, Facade, chat
 from tests.fake_runtime import Body
 

@@ -15,8 +15,8 @@ from facade.merged import MAX_AT_ONCE
 from facade.options import COMPLETION_NO_OPS
 from facade.prompts import MAX_PROMPTS
 from mantler import messages as m
-from mantler.constraints import ChoiceConstraint
 from mantler.errors import ErrorCode, MantlerError, invalid
+from mantler.messages import ChoiceConstraint
 from tests.facade.conftest import AUTH, COMPLETIONS, MODEL, Facade, completion, error_of
 from tests.fake_runtime import FINGERPRINT, Gate, Said, echo, failing
 

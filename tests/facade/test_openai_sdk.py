@@ -10,8 +10,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from pydantic import BaseModel
 
-from mantler.constraints import JsonSchemaConstraint
 from mantler.errors import ErrorCode, MantlerError
+from mantler.messages import JsonSchemaConstraint
 from tests.facade.conftest import KEY, MODEL, Facade
 from tests.fake_runtime import failing
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mantler import constraints as c
 from mantler import messages as m
 from mantler.errors import invalid
 from tests.facade.conftest import Facade, chat
@@ -17,26 +16,26 @@ SCHEMA = {"type": "object", "properties": {"zebra": {"type": "integer"}, "apple"
 TEXT = '{"type": "object", "properties": {"zebra": {"type": "integer"}, "apple": {"const": "é"}}}'
 NAMED = {"name": "fruit-1", "description": "A fruit.", "schema": SCHEMA}
 
-FORMS: list[tuple[dict[str, Any], c.Constraint | None, str]] = [
+FORMS: list[tuple[dict[str, Any], m.Constraint | None, str]] = [
     ({"response_format": {"type": "text"}}, None, ""),
-    ({"response_format": {"type": "json_object"}}, c.JsonObjectConstraint(), "response_format"),
-    ({"guided_json": SCHEMA}, c.JsonSchemaConstraint(TEXT), "guided_json"),
-    ({"guided_json": TEXT}, c.JsonSchemaConstraint(TEXT), "guided_json"),
-    ({"regex": "a+"}, c.RegexConstraint("a+"), "regex"),
-    ({"guided_regex": "a+"}, c.RegexConstraint("a+"), "guided_regex"),
-    ({"choice": ["a", "b"]}, c.ChoiceConstraint(("a", "b")), "choice"),
-    ({"guided_choice": ["a"]}, c.ChoiceConstraint(("a",)), "guided_choice"),
-    ({"grammar": 'start: "a"'}, c.GrammarConstraint('start: "a"'), "grammar"),
-    ({"guided_grammar": 'start: "a"'}, c.GrammarConstraint('start: "a"'), "guided_grammar"),
-    ({"structured_outputs": {"json": SCHEMA}}, c.JsonSchemaConstraint(TEXT), "structured_outputs.json"),
-    ({"structured_outputs": {"regex": "a", "json": None}}, c.RegexConstraint("a"), "structured_outputs.regex"),
-    ({"structured_outputs": {"json_object": True}}, c.JsonObjectConstraint(), "structured_outputs.json_object"),
+    ({"response_format": {"type": "json_object"}}, m.JsonObjectConstraint(), "response_format"),
+    ({"guided_json": SCHEMA}, m.JsonSchemaConstraint(TEXT), "guided_json"),
+    ({"guided_json": TEXT}, m.JsonSchemaConstraint(TEXT), "guided_json"),
+    ({"regex": "a+"}, m.RegexConstraint("a+"), "regex"),
+    ({"guided_regex": "a+"}, m.RegexConstraint("a+"), "guided_regex"),
+    ({"choice": ["a", "b"]}, m.ChoiceConstraint(("a", "b")), "choice"),
+    ({"guided_choice": ["a"]}, m.ChoiceConstraint(("a",)), "guided_choice"),
+    ({"grammar": 'start: "a"'}, m.GrammarConstraint('start: "a"'), "grammar"),
+    ({"guided_grammar": 'start: "a"'}, m.GrammarConstraint('start: "a"'), "guided_grammar"),
+    ({"structured_outputs": {"json": SCHEMA}}, m.JsonSchemaConstraint(TEXT), "structured_outputs.json"),
+    ({"structured_outputs": {"regex": "a", "json": None}}, m.RegexConstraint("a"), "structured_outputs.regex"),
+    ({"structured_outputs": {"json_object": True}}, m.JsonObjectConstraint(), "structured_outputs.json_object"),
     ({"structured_outputs": {}, "response_format": None, "regex": None}, None, ""),
 ]
 FORMS += [
     (
         {"response_format": {"type": "json_schema", "json_schema": {**NAMED, **strict}}},
-        c.JsonSchemaConstraint(TEXT),
+        m.JsonSchemaConstraint(TEXT),
         "response_format.json_schema.schema",
     )
     for strict in ({}, {"strict": True}, {"strict": False}, {"strict": None})
@@ -46,13 +45,13 @@ FORMS += [
 async def refusing(request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
     """Refuses a constraint as the runtime does."""
     assert request.constraint is not None
-    raise invalid(c.constraint_param(request.constraint), "cannot be kept.")
+    raise invalid(m.constraint_param(request.constraint), "cannot be kept.")
     yield
 
 
 @pytest.mark.parametrize(("fields", "constraint", "param"), FORMS, ids=lambda value: repr(value)[:60])
 async def test_every_form_reaches_the_runtime_and_is_named_by_its_errors(
-    facade: Facade, fields: dict[str, Any], constraint: c.Constraint | None, param: str
+    facade: Facade, fields: dict[str, Any], constraint: m.Constraint | None, param: str
 ) -> None:
     assert (await facade.post(chat(**fields)))[0] == 200
     assert facade.runtime.requests[0].constraint == constraint

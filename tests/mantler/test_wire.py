@@ -12,12 +12,11 @@ from grpc.aio import AioRpcError, Metadata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mantler import constraints as c
 from mantler import messages as m
 from mantler import wire
 from mantler.errors import TABLE, ErrorCode, MantlerError
 from mantler.grpc_errors import DETAILS_KEY, from_rpc_error, status_code, to_status
-from mantler.tools import NamedTool, Tool, ToolCallDelta, ToolChoice, ToolChoiceMode
+from mantler.messages import NamedTool, Tool, ToolCallDelta, ToolChoice, ToolChoiceMode
 from mantler.v1 import chat_pb2, generation_pb2
 
 texts = st.text(max_size=20)
@@ -59,11 +58,11 @@ stops = st.builds(
 )
 short_texts = st.text(min_size=1, max_size=9)
 constraints = st.one_of(
-    st.just(c.JsonObjectConstraint()),
-    short_texts.map(c.JsonSchemaConstraint),
-    short_texts.map(c.RegexConstraint),
-    short_texts.map(c.GrammarConstraint),
-    st.lists(short_texts, min_size=1, max_size=4).map(lambda values: c.ChoiceConstraint(tuple(values))),
+    st.just(m.JsonObjectConstraint()),
+    short_texts.map(m.JsonSchemaConstraint),
+    short_texts.map(m.RegexConstraint),
+    short_texts.map(m.GrammarConstraint),
+    st.lists(short_texts, min_size=1, max_size=4).map(lambda values: m.ChoiceConstraint(tuple(values))),
 )
 ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=128)
 requests = st.builds(

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mantler.config import RuntimeSettings
-from mantler.constraints import RegexConstraint
 from mantler.messages import (
     ChatMessage,
     ChatPrompt,
@@ -20,6 +19,7 @@ from mantler.messages import (
     Finished,
     GenerateRequest,
     LogprobsParams,
+    RegexConstraint,
     Role,
     SamplingParams,
     Started,

@@ -8,7 +8,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from mantler.errors import MantlerError
-from mantler.tools import NamedTool, Tool, ToolChoice, ToolChoiceMode
+from mantler.messages import NamedTool, Tool, ToolChoice, ToolChoiceMode
 from runtime_server.chat.call_grammar import forced_calls
 from runtime_server.chat.formats import FORMATS, HERMES, LLAMA, MISTRAL, CallFormat, call_format
 from runtime_server.chat.tool_calls import ToolCallParser

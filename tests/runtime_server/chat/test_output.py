@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mantler.messages import FinishReason
-from mantler.tools import NamedTool, ToolChoiceMode
+from mantler.messages import FinishReason, NamedTool, ToolChoiceMode
 from runtime_server.chat.formats import HERMES, LLAMA, MISTRAL, CallFormat
 from runtime_server.chat.output import ChatOutput
 from runtime_server.chat.reasoning import ReasoningSplitter

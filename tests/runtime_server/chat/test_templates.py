@@ -6,8 +6,7 @@ import pytest
 
 from mantler import wire
 from mantler.errors import MantlerError
-from mantler.messages import ChatMessage, ChatPrompt, Role
-from mantler.tools import Tool, ToolCall
+from mantler.messages import ChatMessage, ChatPrompt, Role, Tool, ToolCall
 from mantler.v1 import generation_pb2
 from runtime_server.models.template import ChatTemplate
 

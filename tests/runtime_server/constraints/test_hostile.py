@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mantler.constraints import (
+from mantler.errors import ErrorCode, MantlerError
+from mantler.messages import (
     JSON_SCHEMA_PARAM,
     ChoiceConstraint,
     Constraint,
@@ -16,7 +17,6 @@ from mantler.constraints import (
     JsonSchemaConstraint,
     RegexConstraint,
 )
-from mantler.errors import ErrorCode, MantlerError
 from runtime_server.constraints.compiler import Compiler
 from runtime_server.constraints.limits import COMPILE_TIMEOUT_S
 

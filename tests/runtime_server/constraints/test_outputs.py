@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mantler.constraints import (
+from mantler.errors import ErrorCode, MantlerError, invalid
+from mantler.messages import (
     ChoiceConstraint,
     Constraint,
+    Delta,
+    Finished,
+    FinishReason,
     GrammarConstraint,
     JsonObjectConstraint,
     JsonSchemaConstraint,
+    LogprobsParams,
     RegexConstraint,
+    SamplingParams,
 )
-from mantler.errors import ErrorCode, MantlerError, invalid
-from mantler.messages import Delta, Finished, FinishReason, LogprobsParams, SamplingParams
 from runtime_server.backends.base import Chunk
 from runtime_server.constraints.compiler import Compiler
 from runtime_server.constraints.matcher import Matcher

@@ -1,9 +1,9 @@
-"""Tools, the choice among them and parts of calls, as protobuf messages and back, for :mod:`mantler.wire`."""
+"""Tools, the choice among them, and calls, as protobuf messages and back."""
 
 from __future__ import annotations
 
 from mantler.errors import invalid
-from mantler.tools import NamedTool, Tool, ToolCallDelta, ToolChoice, ToolChoiceMode
+from mantler.messages import NamedTool, Tool, ToolCallDelta, ToolChoice, ToolChoiceMode
 from mantler.v1 import chat_pb2, generation_pb2
 
 _MODES = {
