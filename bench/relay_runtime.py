@@ -21,6 +21,7 @@ from mantler.v1 import generation_pb2_grpc
 from runtime_server.deployments import Deployments
 from runtime_server.engine.engine import Engine, Sink
 from runtime_server.engine.generation import Generation
+from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.sequence import Sequence
 from runtime_server.server import MAX_STREAMS
 from runtime_server.services.generation import GenerationServicer
@@ -83,7 +84,15 @@ class Models:
         """See :class:`runtime_server.deployed.Deployed`."""
         sequence = Sequence(range(7), request.sampling, 0, request.stop.max_tokens or 1)
         engine = cast(Engine, self._steps[request.model])
-        return Generation(engine, [sequence], model=request.model, fingerprint="fp_relay", token_bytes=_Clock([b""]))
+        table = _Clock([b""])
+        return Generation(
+            engine,
+            [sequence],
+            model=request.model,
+            fingerprint="fp_relay",
+            token_bytes=table,
+            output=lambda: OutputText(table),
+        )
 
 
 async def serve(address: str) -> None:

@@ -43,7 +43,24 @@ _LOGPROBS = _closed(
         "refusal": {"type": "null"},
     }
 )
-_DELTA = {"role": {"const": "assistant"}, "content": _STRING, "refusal": {"type": "null"}}
+_ARGUMENTS = {"arguments": _STRING}
+_CALL = {"id": _STRING, "type": {"const": "function"}, "function": _closed({"name": _STRING, **_ARGUMENTS})}
+_MESSAGE = {
+    "role": {"const": "assistant"},
+    "content": _or_null(_STRING),
+    "refusal": {"type": "null"},
+    "reasoning_content": _STRING,
+    "tool_calls": {**_list_of(_closed(_CALL)), "minItems": 1},
+}
+_DELTA = {
+    "role": {"const": "assistant"},
+    "content": _STRING,
+    "refusal": {"type": "null"},
+    "reasoning_content": _STRING,
+    "tool_calls": _list_of(
+        {"anyOf": [_closed({"index": _COUNT, **_CALL}), _closed({"index": _COUNT, "function": _closed(_ARGUMENTS)})]}
+    ),
+}
 
 
 _NUMBERS = _list_of({"type": "number", "maximum": 0})
@@ -109,9 +126,7 @@ SCHEMAS: dict[str, Schema] = {
             "choices": _list_of(
                 _choice(
                     {
-                        "message": _closed(
-                            {"role": {"const": "assistant"}, "content": _or_null(_STRING), "refusal": {"type": "null"}}
-                        )
+                        "message": _closed(_MESSAGE, frozenset({"reasoning_content", "tool_calls"})),
                     },
                     _REASON,
                 )

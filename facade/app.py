@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from facade.admission import Admission
+from facade.connection import Runner
 from facade.errors import translate_errors
 from facade.middleware import add_headers, frame_exchange
 from facade.routes.chat import chat_completions
@@ -76,7 +77,7 @@ async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
                 _log.warning("the bootstrap key was revoked and stays so: choose another one")
         app = create_app(settings, client=client, keys=keys)
         # A handler is cancelled when its client leaves; that frees the runtime's slot.
-        runner = web.AppRunner(
+        runner = Runner(
             app, handler_cancellation=True, access_log=None, logger=_http_log, shutdown_timeout=CLOSE_TIMEOUT_S
         )
         await runner.setup()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mantler.messages import Delta, Finished, FinishReason, TokenLogprob, Usage
+from mantler.messages import Delta, Finished, FinishReason, TokenLogprob, ToolCall, ToolCallDelta, Usage
 
 
 @dataclass(slots=True)
@@ -12,6 +12,8 @@ class CollectedChoice:
     """One choice, as far as it has come."""
 
     texts: list[str] = field(default_factory=list)
+    reasonings: list[str] = field(default_factory=list)
+    calls: list[ToolCallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason | None = None
     """``None`` until it has finished."""
@@ -21,9 +23,27 @@ class CollectedChoice:
         """All of its text."""
         return "".join(self.texts)
 
+    @property
+    def reasoning(self) -> str:
+        """All of its reasoning."""
+        return "".join(self.reasonings)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """Its calls in their order."""
+        parts: dict[int, list[ToolCallDelta]] = {}
+        for part in self.calls:
+            parts.setdefault(part.index, []).append(part)
+        return [
+            ToolCall(first.id or "", first.name or "", "".join([first.arguments, *(part.arguments for part in rest)]))
+            for first, *rest in parts.values()
+        ]
+
     def add(self, delta: Delta) -> None:
         """Takes the next piece."""
         self.texts.append(delta.text)
+        self.reasonings.append(delta.reasoning)
+        self.calls.extend(delta.tool_calls)
         self.logprobs.extend(delta.logprobs)
 
 
@@ -53,4 +73,5 @@ class UsageSum:
             prompt_tokens=sum(usage.prompt_tokens for usage in of_prompts),
             completion_tokens=sum(usage.completion_tokens for usage in self._of_choices.values()),
             cached_prompt_tokens=sum(usage.cached_prompt_tokens for usage in of_prompts),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in self._of_choices.values()),
         )

@@ -1,15 +1,30 @@
-"""``messages`` of a chat completion."""
+"""A conversation: ``messages``, ``tools`` and what else the chat template gets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from pydantic import Field
 
 from facade.json_body import JsonBody, validated
 from facade.options import MESSAGE_NO_OPS, refuse_unsupported
+from facade.spelling import spelled_as
+from facade.tool_options import read_tool_choice, read_tools
 from mantler.errors import invalid, unsupported
-from mantler.messages import ChatMessage, Role, ToolCall
+from mantler.messages import MAX_TOOLS, ChatMessage, ChatPrompt, Role, ToolCall
 
 _REFUSED_PARTS = frozenset({"image_url", "input_audio", "video_url", "audio_url", "file", "refusal"})
+
+
+class ConversationBody(JsonBody):
+    """What requests with a conversation have in common, but for its messages."""
+
+    # Each is read by hand, so that an error names the place.
+    tools: list[Any] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class _MessageBody(JsonBody):
@@ -34,8 +49,20 @@ class _ToolCallBody(JsonBody):
     function: _FunctionBody
 
 
-def chat_message(where: str, given: Any) -> ChatMessage:
-    """One turn. Raises ``MantlerError`` naming the field at fault; ``where`` is the message's place in the body."""
+def chat_prompt(messages: Sequence[Any], body: ConversationBody) -> ChatPrompt:
+    """What the template renders. Raises ``MantlerError`` naming the field at fault."""
+    with spelled_as("template_variables", "chat_template_kwargs"):
+        return ChatPrompt(
+            tuple(_message(f"messages[{i}]", turn) for i, turn in enumerate(messages)),
+            tools=read_tools(body.tools or ()),
+            tool_choice=read_tool_choice(body.tool_choice),
+            parallel_tool_calls=True if body.parallel_tool_calls is None else body.parallel_tool_calls,
+            template_variables=body.chat_template_kwargs or {},
+        )
+
+
+def _message(where: str, given: Any) -> ChatMessage:
+    """One turn; ``where`` is its place in the body."""
     body = validated(given, _MessageBody, where)
     try:
         role = Role(body.role)

@@ -52,7 +52,7 @@ async def translate_errors(request: web.Request, handler: Handler) -> web.Stream
     try:
         return await handler(request)
     except web.HTTPException as error:
-        response = _respond(request, _from_http(error, request.path))
+        response = _respond(request, from_http(error, request.path))
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
         return response
@@ -76,7 +76,8 @@ def _respond(request: web.Request, error: MantlerError) -> web.Response:
     return error_response(error)
 
 
-def _from_http(error: web.HTTPException, path: str) -> MantlerError:
+def from_http(error: web.HTTPException, path: str) -> MantlerError:
+    """What the client of ``path`` is told where aiohttp refuses its request."""
     if error.status == HTTPStatus.NOT_FOUND:
         return MantlerError(ErrorCode.ROUTE_NOT_FOUND, explain_nothing(path))
     known = _OURS.get(HTTPStatus(error.status))

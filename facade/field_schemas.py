@@ -22,9 +22,14 @@ from mantler.messages import (
     MAX_REPETITION_PENALTY,
     MAX_STOP_STRING_CHARS,
     MAX_STOP_TOKEN_IDS,
+    MAX_TEMPLATE_VARIABLES,
     MAX_TOKENS,
+    MAX_TOOL_CHARS,
+    MAX_TOOL_NAME_CHARS,
+    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     Role,
+    ToolChoiceMode,
 )
 
 Schema = dict[str, Any]
@@ -67,6 +72,24 @@ _MESSAGE: Schema = {
     },
 }
 
+
+def _named(kind: str, properties: Schema) -> Schema:
+    """An object of a kind, with its own properties under the kind's name. The first one is required."""
+    inner = {"type": "object", "required": [next(iter(properties))], "properties": properties}
+    return {"type": "object", "required": ["type", kind], "properties": {"type": {"const": kind}, kind: inner}}
+
+
+_NAME: Schema = {"type": "string", "pattern": f"^[A-Za-z0-9_-]{{1,{MAX_TOOL_NAME_CHARS}}}$"}
+_TOOL: Schema = _named(
+    "function",
+    {
+        "name": _NAME,
+        "description": {"type": ["string", "null"], "maxLength": MAX_TOOL_CHARS},
+        "parameters": {"type": ["object", "null"], "description": "A JSON Schema."},
+        "strict": {"type": ["boolean", "null"]},
+    },
+)
+
 _TOKEN_ID: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
 _TOKEN_IDS: Schema = {"type": "array", "minItems": 1, "items": _TOKEN_ID}
 
@@ -107,6 +130,11 @@ SHAPES: dict[str, Schema] = {
         "propertyNames": {"pattern": "^[0-9]{1,10}$"},
         "additionalProperties": {"type": "number", "minimum": -MAX_LOGIT_BIAS, "maximum": MAX_LOGIT_BIAS},
     },
+    "tools": {"type": ["array", "null"], "maxItems": MAX_TOOLS, "items": _TOOL},
+    "tool_choice": {
+        "anyOf": [{"enum": [*(mode.value for mode in ToolChoiceMode), None]}, _named("function", {"name": _NAME})]
+    },
+    "chat_template_kwargs": {"type": ["object", "null"], "maxProperties": MAX_TEMPLATE_VARIABLES},
     "cache_salt": {"type": ["string", "null"], "minLength": 1, "maxLength": MAX_CACHE_SALT_CHARS},
 }
 """Fields that the models do not describe in full."""

@@ -10,6 +10,9 @@ from aiohttp.typedefs import Handler
 from facade.exchange import CLIENT_GONE, EXCHANGE, begin
 from facade.services import SERVICES
 
+SERVER = "mantler"
+"""What the answers' header ``Server`` says."""
+
 _EXPOSED = ", ".join(
     [
         "x-request-id",
@@ -45,7 +48,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     if exchange is not None:
         response.headers["x-request-id"] = exchange.request_id
         response.headers.update(exchange.headers)
-    response.headers["Server"] = "mantler"
+    response.headers["Server"] = SERVER
     origins = request.app[SERVICES].settings.cors_origins
     origin = request.headers.get("Origin")
     if "*" in origins:

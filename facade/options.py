@@ -23,10 +23,7 @@ def _never(value: Any) -> bool:
 
 
 NO_OPS: dict[str, NoOp] = {
-    "tools": _one_of([]),
-    "tool_choice": _one_of("none"),
     "reasoning_effort": _never,
-    "chat_template_kwargs": _one_of({}),
     "functions": _one_of([]),
     "function_call": _one_of("none"),
     "modalities": _one_of(["text"]),
@@ -99,8 +96,6 @@ TOKENIZE_NO_OPS: dict[str, NoOp] = {
     **{
         name: NO_OPS[name]
         for name in (
-            "tools",
-            "chat_template_kwargs",
             "add_generation_prompt",
             "continue_final_message",
             "chat_template",

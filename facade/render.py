@@ -10,7 +10,7 @@ from typing import Any
 
 from facade.collected import CollectedChoice
 from facade.logprobs import logprobs_object
-from mantler.messages import Delta, FinishReason, ModelInfo, Started, TokenLogprob, Usage
+from mantler.messages import Delta, FinishReason, ModelInfo, Started, TokenLogprob, ToolCallDelta, Usage
 
 
 def model_object(model: ModelInfo) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -64,8 +64,12 @@ class ChatReply:
 
     def delta(self, index: int, delta: Delta) -> Iterator[bytes]:
         """The next piece of a choice: no chunk where nothing of it is certain yet."""
+        if delta.reasoning:
+            yield self._chunk(index, f'{{"reasoning_content":{_quoted(delta.reasoning)}}}')
         if delta.text or delta.logprobs:
             yield self._chunk(index, f'{{"content":{_quoted(delta.text)}}}', logprobs=delta.logprobs)
+        for part in delta.tool_calls:
+            yield self._chunk(index, f'{{"tool_calls":[{_compact(_call_delta(part))}]}}')
 
     def finish(self, index: int, reason: FinishReason) -> bytes:
         """The last chunk of a choice."""
@@ -87,7 +91,7 @@ class ChatReply:
     def _choice(self, index: int, choice: CollectedChoice) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": _message(choice),
             "logprobs": logprobs_object(choice.logprobs) if self._logprobs else None,
             "finish_reason": choice.reason.value if choice.reason else None,
         }
@@ -98,6 +102,26 @@ class ChatReply:
             f'{self._head}{{"index":{index},"delta":{delta},"logprobs":{probabilities},"finish_reason":{reason}}}'
             f"{self._tail}"
         ).encode()
+
+
+def _message(choice: CollectedChoice) -> dict[str, Any]:
+    text, reasoning, calls = choice.text, choice.reasoning, choice.tool_calls
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ]
+    return message
+
+
+def _call_delta(part: ToolCallDelta) -> dict[str, Any]:
+    if part.id is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.index, "id": part.id, "type": "function", "function": function}
 
 
 def _compact(value: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from facade.conversation import chat_message
+from facade.conversation import ConversationBody, chat_prompt
 from facade.generation_body import (
     GenerationBody,
     check_stream_options,
@@ -23,16 +23,15 @@ from facade.json_body import json_object, validated
 from facade.options import NO_OPS, refuse_unsupported
 from facade.structured_outputs import StructuredOutputsBody, named_constraint
 from mantler.errors import invalid
-from mantler.messages import MAX_MESSAGES, ChatPrompt, GenerateRequest, LogprobsParams
+from mantler.messages import MAX_MESSAGES, GenerateRequest, LogprobsParams
 
 
-class ChatBody(GenerationBody, StructuredOutputsBody):
+class ChatBody(GenerationBody, ConversationBody, StructuredOutputsBody):
     """The body of ``POST /v1/chat/completions``."""
 
     messages: list[Any] = Field(max_length=MAX_MESSAGES)
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    parallel_tool_calls: bool | None = None
 
 
 def parse_chat_body(raw: bytes) -> ChatBody:
@@ -50,7 +49,7 @@ def to_generate_request(body: ChatBody, request_id: str) -> GenerateRequest:
     return GenerateRequest(
         request_id=request_id,
         model=body.model,
-        prompt=ChatPrompt(tuple(chat_message(f"messages[{i}]", turn) for i, turn in enumerate(body.messages))),
+        prompt=chat_prompt(body.messages, body),
         sampling=sampling_params(body),
         stop=stop_params(body),
         logprobs=_logprobs(body),

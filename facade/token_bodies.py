@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import Field
 
-from facade.conversation import chat_message
+from facade.conversation import ConversationBody, chat_prompt
 from facade.json_body import JsonBody, json_object, validated
 from facade.options import TOKENIZE_NO_OPS, refuse_unsupported
 from mantler.errors import invalid
 from mantler.messages import MAX_MESSAGES, ChatPrompt, TextPrompt
 
 
-class TokenizeBody(JsonBody):
+class TokenizeBody(ConversationBody):
     """The body of ``POST /v1/tokenize``, which has a prompt or messages."""
 
     model: str = Field(min_length=1)
@@ -44,7 +44,7 @@ def prompt_to_count(body: TokenizeBody) -> TextPrompt | ChatPrompt:
         return TextPrompt(body.prompt)
     if body.messages is None:
         raise invalid("prompt", "is required, or messages.")
-    return ChatPrompt(tuple(chat_message(f"messages[{i}]", turn) for i, turn in enumerate(body.messages)))
+    return chat_prompt(body.messages, body)
 
 
 def parse_detokenize_body(raw: bytes) -> DetokenizeBody:

@@ -5,28 +5,47 @@ from __future__ import annotations
 import asyncio
 import errno
 import secrets
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 from mantler.config import RuntimeSettings
-from mantler.errors import invalid, unsupported
+from mantler.errors import invalid
 from mantler.memory import available_bytes
-from mantler.messages import ChatPrompt, Deployment, GenerateRequest, Prompt, TextPrompt, TokenPrompt, context_exceeded
+from mantler.messages import (
+    ChatPrompt,
+    Constraint,
+    Deployment,
+    GenerateRequest,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+    context_exceeded,
+)
 from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.chat.dialect import Reasoning
 from runtime_server.constraints.compiler import Compiler
+from runtime_server.constraints.outline import Outline, outline
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
 from runtime_server.engine.kv_plan import KvPlan, KvPlanError, plan_kv
+from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.graph import BLOCK_TOKENS
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.tokenizer import Tokenizer
 
+Args = TypeVarTuple("Args")
+Result = TypeVar("Result")
+
 TOKENIZER_THREADS = 2
 """Prompts that are tokenised at the same time, per model. Encoding releases the GIL."""
+PROMPT_END_TOKENS = 16
+"""So many tell whether a prompt begins the answer's reasoning."""
 
 
 class DeployedModel:
@@ -64,17 +83,19 @@ class DeployedModel:
         """
         prompt_ids = await self.tokenise(request.prompt)
         sequences = self._sequences(request, prompt_ids)
-        if request.constraint is not None:
+        reasoning = self._reasoning(request.prompt, prompt_ids)
+        constraint = await self._constraint(request, reasoning)
+        if constraint is not None:
             ends_early = not request.stop.ignore_eos
             for sequence in sequences:
-                sequence.matcher = await self._constraints.matcher(request.constraint, ends_early=ends_early)
+                sequence.matcher = await self._constraints.matcher(constraint, ends_early=ends_early)
         return Generation(
             self.engine,
             sequences,
             model=self.manifest.id,
             fingerprint=self._fingerprint,
             token_bytes=self._tokenizer.token_bytes,
-            stop_strings=request.stop.stop_strings,
+            output=lambda: self._output(request, reasoning),
         )
 
     async def tokenise(self, prompt: Prompt) -> list[int]:
@@ -84,20 +105,20 @@ class DeployedModel:
                 return list(self._checked_ids(prompt.token_ids))
             case TextPrompt():
                 self._refuse_hopeless([prompt.text])
-                encode = self._tokenizer.encode
-                return await asyncio.get_running_loop().run_in_executor(self._threads, encode, prompt.text)
+                return await self._in_thread(self._tokenizer.encode, prompt.text)
             case ChatPrompt():
-                _refuse_calls(prompt)
-                self._refuse_hopeless([turn.content or "" for turn in prompt.messages])
-                encode_chat = self._tokenizer.encode_chat
-                return await asyncio.get_running_loop().run_in_executor(self._threads, encode_chat, prompt.messages)
+                self._refuse_hopeless(turn.content or "" for turn in prompt.messages)
+                rendered = await self._in_thread(self._tokenizer.render_chat, prompt)
+                # Calls, reasoning and tools count as well, where the template writes them.
+                self._refuse_hopeless([rendered])
+                return await self._in_thread(self._tokenizer.encode_chat, rendered)
 
     async def detokenise(self, tokens: TokenPrompt) -> str:
         """The text of ``tokens``, control tokens included. Raises ``MantlerError`` naming ``tokens``."""
         if len(tokens.token_ids) > self.max_request_tokens:
             raise invalid("tokens", f"must hold at most {self.max_request_tokens} token ids.")
         token_ids = self._checked_ids(tokens.token_ids, "tokens")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokenizer.decode, token_ids)
+        return await self._in_thread(self._tokenizer.decode, token_ids)
 
     def deployment(self) -> Deployment:
         """What the model takes here, and how busy it is now."""
@@ -113,6 +134,33 @@ class DeployedModel:
         await self.engine.close()
         await self._constraints.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _reasoning(self, prompt: Prompt, prompt_ids: list[int]) -> Reasoning:
+        if not isinstance(prompt, ChatPrompt):
+            return Reasoning.NONE
+        return self._tokenizer.dialect.reasoning(self._tokenizer.decode(prompt_ids[-PROMPT_END_TOKENS:]))
+
+    async def _constraint(self, request: GenerateRequest, reasoning: Reasoning) -> Constraint | Outline | None:
+        """What the output must match."""
+        if not isinstance(request.prompt, ChatPrompt):
+            return request.constraint
+        form = self._tokenizer.dialect.calls
+        # Schemas of tools may be megabytes.
+        wanted = await self._in_thread(outline, request.prompt, request.constraint, form, reasoning)
+        if request.constraint is not None and wanted is not None and wanted.calls:
+            # By itself, so that a fault is told of the field that it is in.
+            await self._constraints.check(request.constraint)
+        return wanted
+
+    def _output(self, request: GenerateRequest, reasoning: Reasoning) -> OutputText:
+        """Reads one choice."""
+        prompt, stop = request.prompt, request.stop
+        return OutputText(
+            self._tokenizer.token_bytes,
+            stop.stop_strings,
+            min_tokens=stop.min_tokens,
+            chat=self._tokenizer.dialect.output(prompt, reasoning) if isinstance(prompt, ChatPrompt) else None,
+        )
 
     def _sequences(self, request: GenerateRequest, prompt_ids: list[int]) -> list[Sequence]:
         """One per choice."""
@@ -165,19 +213,14 @@ class DeployedModel:
                 raise invalid(param, f"token ids must be below {vocab_size}, got {token_id}.")
         return token_ids
 
-    def _refuse_hopeless(self, texts: list[str]) -> None:
+    async def _in_thread(self, function: Callable[[*Args], Result], *args: *Args) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _refuse_hopeless(self, texts: Iterable[str]) -> None:
         """Refuses text that cannot fit, before minutes are spent on tokenising it."""
         least = sum(len(text) for text in texts) // self._longest_token
         if least >= self.max_request_tokens:
             raise context_exceeded(least, self.max_request_tokens)
-
-
-def _refuse_calls(prompt: ChatPrompt) -> None:
-    # Answers are not split into content and calls yet, so an offer of tools would be ignored in silence.
-    if prompt.tools:
-        raise unsupported("tools")
-    if prompt.template_variables:
-        raise unsupported("template_variables")
 
 
 def deploy(

@@ -81,6 +81,7 @@ from mantler.messages.tools import (
     ToolCallDelta,
     ToolChoice,
     ToolChoiceMode,
+    join_calls,
 )
 
 __all__ = [
@@ -145,4 +146,5 @@ __all__ = [
     "Usage",
     "constraint_param",
     "context_exceeded",
+    "join_calls",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from mantler.errors import invalid
@@ -70,3 +71,15 @@ class ToolCallDelta:
     """The next piece of the arguments' JSON text."""
     id: str | None = None
     name: str | None = None
+
+
+def join_calls(parts: Iterable[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+    """``parts`` with neighbouring pieces of one call's arguments joined. A call's first part stays by itself."""
+    joined: list[ToolCallDelta] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and last.index == part.index and last.id is None and part.id is None:
+            joined[-1] = replace(last, arguments=last.arguments + part.arguments)
+        else:
+            joined.append(part)
+    return tuple(joined)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mantler.messages import FinishReason, NamedTool, ToolCallDelta, ToolChoice
+from mantler.messages import FinishReason, NamedTool, ToolCallDelta, ToolChoice, ToolChoiceMode
 from runtime_server.chat.reasoning import ReasoningSplitter
 from runtime_server.chat.tool_calls import ToolCallParser
 
@@ -24,13 +24,26 @@ class ChatOutput:
     Args:
         reasoning: for models that reason.
         tool_calls: where tools may be called.
+        choice: whether they must be.
     """
 
-    def __init__(self, reasoning: ReasoningSplitter | None, tool_calls: ToolCallParser | None) -> None:
+    def __init__(
+        self,
+        reasoning: ReasoningSplitter | None,
+        tool_calls: ToolCallParser | None,
+        choice: ToolChoice = ToolChoiceMode.AUTO,
+    ) -> None:
         self._reasoning = reasoning
         self._tool_calls = tool_calls
+        self._choice = choice
         self.reasoning_tokens = 0
         """Pieces that began inside the reasoning, which are tokens where each token is fed alone."""
+
+    @property
+    def holds(self) -> int:
+        """Characters that wait for what follows to be known."""
+        reasoning = 0 if self._reasoning is None else self._reasoning.holds
+        return reasoning + (0 if self._tool_calls is None else self._tool_calls.holds)
 
     @property
     def ended(self) -> bool:
@@ -44,20 +57,26 @@ class ChatOutput:
         self.reasoning_tokens += self._reasoning.inside
         return self._parts(*self._reasoning.feed(text))
 
-    def flush(self) -> Parts:
-        """What was held back. The stream is over after it."""
-        reasoning, text = ("", "") if self._reasoning is None else self._reasoning.flush()
-        parts = self._parts(reasoning, text)
+    def flush(self, text: str = "") -> Parts:
+        """What was held back, and ``text`` that no token is fed for. The stream is over after it."""
+        parts = self._flush_reasoning(text)
         if self._tool_calls is None:
             return parts
         content, deltas = self._tool_calls.flush()
         return Parts(parts.content + content, parts.reasoning, parts.tool_calls + deltas)
 
-    def finish_reason(self, reason: FinishReason, choice: ToolChoice) -> FinishReason:
+    def finish_reason(self, reason: FinishReason) -> FinishReason:
         """Why the output ended, given why the engine did: calls that the model chose to make are a reason."""
         made = self._tool_calls is not None and self._tool_calls.calls > 0
-        chosen = made and not isinstance(choice, NamedTool)
+        chosen = made and not isinstance(self._choice, NamedTool)
         return FinishReason.TOOL_CALLS if chosen and reason is FinishReason.STOP else reason
+
+    def _flush_reasoning(self, text: str) -> Parts:
+        if self._reasoning is None:
+            return self._parts("", text)
+        reasoning, answer = self._reasoning.feed(text)
+        last_reasoning, last_answer = self._reasoning.flush()
+        return self._parts(reasoning + last_reasoning, answer + last_answer)
 
     def _parts(self, reasoning: str, text: str) -> Parts:
         if self._tool_calls is None:

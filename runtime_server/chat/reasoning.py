@@ -34,6 +34,11 @@ class ReasoningSplitter:
         """Whether the next text is reasoning, as far as is known."""
         return self._place is _Place.INSIDE
 
+    @property
+    def holds(self) -> int:
+        """Characters that wait for what follows to be known."""
+        return len(self._held)
+
     def feed(self, text: str) -> tuple[str, str]:
         """Takes the next piece; returns the reasoning and the answer that are certain now."""
         if self._place is _Place.ANSWER:

@@ -89,6 +89,11 @@ class ToolCallParser:
         """Whether the one call that is allowed is over, and with it the output."""
         return self._state is _State.ENDED
 
+    @property
+    def holds(self) -> int:
+        """Characters that wait for what follows to be known."""
+        return len(self._held) + len(self._space)
+
     def feed(self, text: str) -> tuple[str, tuple[ToolCallDelta, ...]]:
         """Takes the next piece; returns the content and the parts of calls that are certain now."""
         self._held += text

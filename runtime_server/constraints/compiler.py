@@ -10,10 +10,11 @@ from typing import TypeVar, TypeVarTuple
 
 from llguidance import LLMatcher, LLTokenizer
 
-from mantler.messages import Constraint, constraint_param
-from runtime_server.constraints.grammar import complaint, grammar_text
+from mantler.messages import Constraint
+from runtime_server.constraints.grammar import complaint, error_param, grammar_text
 from runtime_server.constraints.limits import CACHED_GRAMMARS, MAX_CACHED_CHARS, parser_limits
 from runtime_server.constraints.matcher import Matcher
+from runtime_server.constraints.outline import Outline
 from runtime_server.constraints.trial import Trial
 from runtime_server.constraints.vocabulary import vocabulary
 from runtime_server.models.tokenizer import Tokenizer
@@ -37,10 +38,10 @@ class Compiler:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"constraints {name}")
         self._vocabulary: LLTokenizer | None = None
         """Used in the thread only."""
-        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Constraint | Outline, LLMatcher] = OrderedDict()
         """Used on the event loop only. The latest last."""
 
-    async def matcher(self, constraint: Constraint, *, ends_early: bool) -> Matcher:
+    async def matcher(self, constraint: Constraint | Outline, *, ends_early: bool) -> Matcher:
         """A matcher at the beginning of ``constraint``, with its first mask.
 
         Args:
@@ -50,19 +51,26 @@ class Compiler:
             MantlerError: INVALID_PARAMETER where the constraint is invalid, not supported, too large, or nothing can
                 match it; RUNTIME_UNAVAILABLE where too many wait to be compiled.
         """
-        state = self._compiled.get(constraint)
-        if state is None:
-            state = await self._compile(constraint)
-        else:
-            self._compiled.move_to_end(constraint)
+        state = await self._known(constraint)
         return await self._in_thread(self._matcher, constraint, state, ends_early)
+
+    async def check(self, constraint: Constraint) -> None:
+        """Raises as :meth:`matcher` does where ``constraint`` cannot be compiled."""
+        await self._known(constraint)
 
     async def close(self) -> None:
         """Ends the thread and the process that constraints are tried in."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         await self._trial.close()
 
-    async def _compile(self, constraint: Constraint) -> LLMatcher:
+    async def _known(self, constraint: Constraint | Outline) -> LLMatcher:
+        state = self._compiled.get(constraint)
+        if state is None:
+            return await self._compile(constraint)
+        self._compiled.move_to_end(constraint)
+        return state
+
+    async def _compile(self, constraint: Constraint | Outline) -> LLMatcher:
         text = await self._in_thread(grammar_text, constraint)
         error = await self._trial.complaint(text)
         if error:
@@ -81,14 +89,14 @@ class Compiler:
             self._vocabulary = vocabulary(self._tokenizer)
         return LLMatcher(self._vocabulary, text, log_level=0, limits=parser_limits())
 
-    def _matcher(self, constraint: Constraint, state: LLMatcher, ends_early: bool) -> Matcher:
+    def _matcher(self, constraint: Constraint | Outline, state: LLMatcher, ends_early: bool) -> Matcher:
         matcher = Matcher(
             state.deep_copy(),
             vocab_size=self._vocab_size,
             table_size=self._tokenizer.vocab_size,
             end_ids=self._tokenizer.eos_ids,
             ends_early=ends_early,
-            param=constraint_param(constraint),
+            param=error_param(constraint),
         )
         matcher.start()
         return matcher

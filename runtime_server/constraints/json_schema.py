@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mantler.errors import MantlerError, invalid
+from mantler.errors import invalid
 from mantler.messages import JSON_SCHEMA_PARAM
 from runtime_server.constraints.limits import MAX_SCHEMA_DEPTH
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 UNSUPPORTED = frozenset(
     {
@@ -49,16 +52,34 @@ MAX_PLACE_CHARS = 200
 
 Json = dict[str, Any]
 
+LAYOUT: JsonCompileOptions = {
+    # A space may follow a comma or a colon and stands nowhere else: a small model that may write white space writes
+    # nothing but white space, sooner or later.
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "lenient": False,
+    "coerce_one_of": False,
+}
+"""How the compiler spells JSON. In a schema it stands under ``x-guidance``."""
 
-def read_schema(text: str) -> Json:
-    """The schema that ``text`` holds, ready for the compiler. Raises ``MantlerError`` naming the place at fault."""
-    schema = _parse(text)
+
+def read_schema(text: str, param: str = JSON_SCHEMA_PARAM) -> Json:
+    """The schema that ``text`` holds, ready for the compiler.
+
+    Raises:
+        MantlerError: INVALID_PARAMETER for ``param`` with the place in the schema that is at fault.
+    """
+    schema = _parse(text, param)
     if not isinstance(schema, dict):
-        raise invalid(JSON_SCHEMA_PARAM, "must be a JSON object.")
+        raise invalid(param, "must be a JSON object.")
     if "x-guidance" in schema:
-        raise _refused("#/x-guidance", "is not a keyword of JSON Schema")
+        raise invalid(param, "#/x-guidance is not a keyword of JSON Schema.")
     for place, node in list(_nodes(schema)):
-        _check(place, node)
+        fault = _fault(node)
+        if fault is not None:
+            keyword, complaint = fault
+            raise invalid(param, f"{f'{place}/{keyword}'[:MAX_PLACE_CHARS]} {complaint}.")
         if node.get("uniqueItems") is False:
             del node["uniqueItems"]
         if _branches_exclude_one_another(node, schema):
@@ -68,7 +89,7 @@ def read_schema(text: str) -> Json:
     return schema
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, param: str) -> Any:
     # Counted first: a reader that recurses would meet its own limit, and not say so.
     depth = deepest = 0
     for character in _STRING.sub("", text):
@@ -78,11 +99,11 @@ def _parse(text: str) -> Any:
         elif character in "}]":
             depth -= 1
     if deepest > MAX_SCHEMA_DEPTH:
-        raise invalid(JSON_SCHEMA_PARAM, f"must be nested at most {MAX_SCHEMA_DEPTH} deep, got {deepest}.")
+        raise invalid(param, f"must be nested at most {MAX_SCHEMA_DEPTH} deep, got {deepest}.")
     try:
         return json.loads(text, parse_constant=_no_constant)
     except ValueError as error:
-        raise invalid(JSON_SCHEMA_PARAM, "must be JSON text.") from error
+        raise invalid(param, "must be JSON text.") from error
 
 
 def _no_constant(name: str) -> None:
@@ -108,18 +129,20 @@ def _nodes(root: Json) -> Iterator[tuple[str, Json]]:
                 waiting.extend((f"{place}/{name}/{key}", item) for key, item in inner.items())
 
 
-def _check(place: str, node: Json) -> None:
+def _fault(node: Json) -> tuple[str, str] | None:
+    """A keyword of ``node`` that cannot be kept, and what is wrong with it."""
     unsupported = sorted(UNSUPPORTED & node.keys())
     if unsupported:
-        raise _refused(f"{place}/{unsupported[0]}", "is not supported")
+        return unsupported[0], "is not supported"
     if node.get("uniqueItems") not in (None, False):
-        raise _refused(f"{place}/uniqueItems", "is not supported")
+        return "uniqueItems", "is not supported"
     least = node.get("minProperties")
     required = node.get("required")
     named = len(required) if isinstance(required, list) else 0
     if isinstance(least, int | float) and least > max(1, named):
         # Names that the schema does not list may repeat, and a repeated name counts once.
-        raise _refused(f"{place}/minProperties", f"must be at most {max(1, named)}, the number of required properties")
+        return "minProperties", f"must be at most {max(1, named)}, the number of required properties"
+    return None
 
 
 def _branches_exclude_one_another(node: Json, root: Json) -> bool:
@@ -165,7 +188,3 @@ def _resolved(branch: Any, root: Json) -> Any:
         if hash_sign == "#" and len(path) == 2 and isinstance(root.get(path[0]), dict):
             return root[path[0]].get(path[1])
     return branch
-
-
-def _refused(place: str, message: str) -> MantlerError:
-    return invalid(JSON_SCHEMA_PARAM, f"{place[:MAX_PLACE_CHARS]} {message}.")

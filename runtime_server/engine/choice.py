@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
 from mantler.errors import MantlerError
-from mantler.messages import Delta, Finished, FinishReason, Started, TokenCandidate, TokenLogprob, Usage
+from mantler.messages import Delta, Finished, FinishReason, Started, TokenCandidate, TokenLogprob, Usage, join_calls
 from runtime_server.engine.held_tokens import HeldTokens
 from runtime_server.engine.logprobs import Ranking
+from runtime_server.engine.output_text import OutputText, Piece
 from runtime_server.engine.sequence import Sequence
-from runtime_server.engine.text import Detokenizer, StopMatcher
 
 
 class Choice:
@@ -22,7 +22,7 @@ class Choice:
         first: of the request's first choice, which is the one whose cached tokens its usage counts.
         wake: set whenever there is something to take.
         token_bytes: of the model's tokenizer.
-        stop_strings: not sent, and nothing after them.
+        output: what its tokens become; of this choice alone.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Choice:
         model: str,
         fingerprint: str,
         token_bytes: Items[bytes],
-        stop_strings: Items[str],
+        output: OutputText,
     ) -> None:
         self.sequence = sequence
         self.finished = False
@@ -44,8 +44,7 @@ class Choice:
         self._model = model
         self._fingerprint = fingerprint
         self._token_bytes = token_bytes
-        self._detokenizer = Detokenizer(token_bytes)
-        self._stops = StopMatcher(stop_strings)
+        self._output = output
         self._held = HeldTokens() if sequence.logprobs is not None else None
         self._admitted = False
         self._started = False
@@ -53,9 +52,6 @@ class Choice:
         self._finish: FinishReason | None = None
         self._error: MantlerError | None = None
         self._completion_tokens = 0
-        self._decoded = 0
-        """Characters that the tokens made, sent or not."""
-        self._sent = 0
 
     def admitted(self) -> None:
         """See :class:`runtime_server.engine.engine.Sink`."""
@@ -81,7 +77,7 @@ class Choice:
         pending, self._pending = self._pending, []
         if pending:
             delta, finished = self._take(pending)
-            if delta.text or delta.token_ids:
+            if delta.text or delta.token_ids or delta.tool_calls or delta.reasoning:
                 yield delta
             if finished is not None:
                 self.finished = True
@@ -92,52 +88,47 @@ class Choice:
 
     def _take(self, pending: list[tuple[int, Ranking | None]]) -> tuple[Delta, Finished | None]:
         """Turns tokens into a delta, and into the end where they hold it."""
-        text: list[str] = []
+        pieces: list[Piece] = []
         token_ids: list[int] = []
         for token_id, ranking in pending:
             self._completion_tokens += 1
             if token_id in self.sequence.end_ids:
-                text.append(self._flush())
-                return self._delta(text, token_ids, last=True), self._finished(
-                    FinishReason.STOP, stop_token_id=token_id
-                )
+                pieces.append(self._output.flush())
+                finished = self._finished(FinishReason.STOP, stop_token_id=token_id)
+                return self._delta(pieces, token_ids, last=True), finished
             token_ids.append(token_id)
-            stopped_by = self._feed(token_id, ranking, text)
-            if stopped_by is not None:
-                return self._delta(text, token_ids, last=True), self._finished(
-                    FinishReason.STOP, stop_string=stopped_by
-                )
+            pieces.append(self._feed(token_id, ranking))
+            stop_string = pieces[-1].stop_string
+            if stop_string is not None or self._output.ended:
+                if stop_string is None:
+                    pieces.append(self._output.flush())
+                finished = self._finished(FinishReason.STOP, stop_string=stop_string)
+                return self._delta(pieces, token_ids, last=True), finished
         if self._finish is None:
-            return self._delta(text, token_ids, last=False), None
-        text.append(self._flush())
-        return self._delta(text, token_ids, last=True), self._finished(self._finish)
+            return self._delta(pieces, token_ids, last=False), None
+        pieces.append(self._output.flush())
+        return self._delta(pieces, token_ids, last=True), self._finished(self._finish)
 
-    def _feed(self, token_id: int, ranking: Ranking | None, text: list[str]) -> str | None:
-        """Adds what ``token_id`` releases to ``text``; returns the stop string that it completes."""
-        characters = self._detokenizer.feed(token_id)
-        start, self._decoded = self._decoded, self._decoded + len(characters)
+    def _feed(self, token_id: int, ranking: Ranking | None) -> Piece:
+        start = self._output.length
+        piece = self._output.feed(token_id)
         if self._held is not None and ranking is not None:
-            self._held.add(self._entry(token_id, ranking), start, self._decoded + self._detokenizer.holds)
-        if self._completion_tokens <= self.sequence.min_tokens:
-            # Text before min_tokens can neither be a stop string nor begin one.
-            text.append(characters)
-            return None
-        released = self._stops.feed(characters)
-        text.append(released.text)
-        return released.stopped_by
+            self._held.add(self._entry(token_id, ranking), start, self._output.end_of_token)
+        return piece
 
-    def _flush(self) -> str:
-        """What both stages held back, now that nothing follows."""
-        tail = self._stops.feed(self._detokenizer.flush())
-        return tail.text if tail.stopped_by is not None else tail.text + self._stops.flush()
-
-    def _delta(self, text: list[str], token_ids: list[int], *, last: bool) -> Delta:
-        joined = "".join(text)
-        if self._held is None:
-            return Delta(joined, tuple(token_ids))
-        self._sent += len(joined)
-        entries = self._held.end(self._sent) if last else self._held.release(self._sent)
-        return Delta(joined, tuple(entry.chosen.token_id for entry in entries), entries)
+    def _delta(self, pieces: list[Piece], token_ids: list[int], *, last: bool) -> Delta:
+        entries: tuple[TokenLogprob, ...] = ()
+        if self._held is not None:
+            settled = self._output.settled
+            entries = self._held.end(settled) if last else self._held.release(settled)
+            token_ids = [entry.chosen.token_id for entry in entries]
+        return Delta(
+            "".join([piece.content for piece in pieces]),
+            tuple(token_ids),
+            entries,
+            join_calls(part for piece in pieces for part in piece.tool_calls),
+            "".join([piece.reasoning for piece in pieces]),
+        )
 
     def _entry(self, token_id: int, ranking: Ranking) -> TokenLogprob:
         others = zip(ranking.top_ids, ranking.top, strict=True)
@@ -153,5 +144,10 @@ class Choice:
     def _finished(
         self, reason: FinishReason, *, stop_string: str | None = None, stop_token_id: int | None = None
     ) -> Finished:
-        usage = Usage(self.sequence.prompt_tokens, self._completion_tokens, self._first.cached_tokens)
-        return Finished(reason, usage, stop_string=stop_string, stop_token_id=stop_token_id)
+        usage = Usage(
+            self.sequence.prompt_tokens,
+            self._completion_tokens,
+            self._first.cached_tokens,
+            self._output.reasoning_tokens,
+        )
+        return Finished(self._output.finish_reason(reason), usage, stop_string=stop_string, stop_token_id=stop_token_id)

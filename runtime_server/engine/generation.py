@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from collections.abc import Sequence as Items
 
 from mantler.messages import Event
 from runtime_server.engine.choice import Choice
 from runtime_server.engine.engine import Engine
+from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.sequence import Sequence
 
 
@@ -21,7 +22,7 @@ class Generation:
     Args:
         sequences: one per choice, with the same prompt.
         token_bytes: of the model's tokenizer.
-        stop_strings: not sent, and nothing after them.
+        output: makes what the tokens of one choice become.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Generation:
         model: str,
         fingerprint: str,
         token_bytes: Items[bytes],
-        stop_strings: Items[str] = (),
+        output: Callable[[], OutputText],
     ) -> None:
         self._engine = engine
         self._wake = asyncio.Event()
@@ -44,7 +45,7 @@ class Generation:
                 model=model,
                 fingerprint=fingerprint,
                 token_bytes=token_bytes,
-                stop_strings=stop_strings,
+                output=output(),
             )
             for sequence in sequences
         ]

@@ -10,7 +10,8 @@ from pathlib import Path
 import tokenizers
 
 from mantler.errors import invalid
-from mantler.messages import ChatMessage
+from mantler.messages import ChatPrompt, ToolChoiceMode
+from runtime_server.chat.dialect import Dialect
 from runtime_server.models.errors import PullError
 from runtime_server.models.template import ChatTemplate
 from runtime_server.models.vocabulary import (
@@ -26,7 +27,9 @@ class Tokenizer:
     """Encodes for one model. Safe to use from several threads; encoding releases the GIL.
 
     Attributes:
-        token_bytes: the bytes that each id adds to a text, by id; ``b""`` for control tokens.
+        dialect: how the model writes reasoning and calls.
+        token_bytes: the bytes that each id adds to a text, by id; ``b""`` for control tokens, but for the tags of the
+            dialect.
         eos_ids: tokens that end an answer.
         vocab_size: ids that the model knows, padding included.
     """
@@ -37,7 +40,9 @@ class Tokenizer:
         template: ChatTemplate | None,
         eos_ids: frozenset[int],
         table: list[bytes],
+        dialect: Dialect,
     ) -> None:
+        self.dialect = dialect
         self._tokenizer = tokenizer
         self._template = template
         self.eos_ids = eos_ids
@@ -57,8 +62,9 @@ class Tokenizer:
         except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
             raise PullError("The stored tokenizer is damaged.", hint="pull the model again") from error
         template = None if source is None else ChatTemplate(source, vocabulary.special_tokens)
-        table = token_bytes(tokenizer, vocabulary)
-        return cls(tokenizer, template, frozenset(vocabulary.eos_ids), table)
+        dialect = Dialect(source)
+        table = token_bytes(tokenizer, vocabulary, dialect.tags)
+        return cls(tokenizer, template, frozenset(vocabulary.eos_ids), table, dialect)
 
     def encode(self, text: str, *, param: str = "prompt") -> list[int]:
         """Ids of ``text``. Special tokens spelled in it are recognised; a BOS comes first where the model has it so.
@@ -72,7 +78,7 @@ class Tokenizer:
         """Text of ``token_ids``, control tokens included. Bytes that are no whole character are U+FFFD."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
-    def render_chat(self, messages: Sequence[ChatMessage]) -> str:
+    def render_chat(self, prompt: ChatPrompt) -> str:
         """The conversation as the model's chat template writes it, ready for the assistant's answer.
 
         Raises:
@@ -80,11 +86,12 @@ class Tokenizer:
         """
         if self._template is None:
             raise invalid("messages", "this model has no chat template; send it plain text instead.")
-        return self._template.render(messages)
+        tools = () if prompt.tool_choice is ToolChoiceMode.NONE else prompt.tools
+        return self._template.render(prompt.messages, tools, prompt.template_variables)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Ids of the rendered conversation. The template writes its own BOS where the model wants one."""
-        return self._encode(self.render_chat(messages), "messages", add_special_tokens=False)
+    def encode_chat(self, rendered: str) -> list[int]:
+        """Ids of a rendered conversation. The template writes its own BOS where the model wants one."""
+        return self._encode(rendered, "messages", add_special_tokens=False)
 
     def encode_exactly(self, data: bytes) -> list[int]:
         """Ids whose bytes are ``data``, no control token among them.

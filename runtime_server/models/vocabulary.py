@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,8 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     )
 
 
-def token_bytes(tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> list[bytes]:
-    """The bytes that each token id adds to a text; ``b""`` for silent ones and padding.
+def token_bytes(tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary, spoken: Collection[str] = ()) -> list[bytes]:
+    """The bytes that each token id adds to a text; ``b""`` for silent ones and padding, unless they are ``spoken``.
 
     Byte-level vocabularies spell a byte as one character of the GPT-2 alphabet. SentencePiece ones spell a space
     as U+2581 and a lone byte as ``<0xNN>``. Raises :class:`PullError` for any other kind.
@@ -90,8 +90,9 @@ def token_bytes(tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> list
             f"Tokenizers that decode with {kind} are not supported.", hint="supported: ByteLevel, Metaspace"
         )
     added = tokenizer.get_added_tokens_decoder()
-    silent = set(vocabulary.silent_ids) | {token_id for token_id, token in added.items() if token.special}
     known = tokenizer.get_vocab(with_added_tokens=True)
+    silent = set(vocabulary.silent_ids) | {token_id for token_id, token in added.items() if token.special}
+    silent -= {known[token] for token in spoken if token in known}
     table = [b""] * max(vocabulary.vocab_size, max(known.values(), default=-1) + 1)
     for token, token_id in known.items():
         if token_id not in silent:

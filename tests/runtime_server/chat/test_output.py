@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mantler.messages import FinishReason, NamedTool, ToolChoiceMode
+from mantler.messages import FinishReason, NamedTool, ToolChoice, ToolChoiceMode
 from runtime_server.chat.formats import HERMES, LLAMA, MISTRAL, CallFormat
 from runtime_server.chat.output import ChatOutput
 from runtime_server.chat.reasoning import ReasoningSplitter
@@ -161,13 +161,20 @@ def test_tokens_of_reasoning_are_counted() -> None:
     assert output.reasoning_tokens == 3
 
 
-def test_calls_that_the_model_chose_are_a_reason_to_finish() -> None:
-    output = ChatOutput(None, ToolCallParser(LLAMA, {"get"}))
-    assert output.finish_reason(FinishReason.STOP, ToolChoiceMode.AUTO) is FinishReason.STOP
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (ToolChoiceMode.AUTO, FinishReason.TOOL_CALLS),
+        (ToolChoiceMode.REQUIRED, FinishReason.TOOL_CALLS),
+        (NamedTool("get"), FinishReason.STOP),
+    ],
+)
+def test_calls_that_the_model_chose_are_a_reason_to_finish(choice: ToolChoice, expected: FinishReason) -> None:
+    output = ChatOutput(None, ToolCallParser(LLAMA, {"get"}), choice)
+    assert output.finish_reason(FinishReason.STOP) is FinishReason.STOP
     output.feed('{"name": "get", "parameters": {}}')
-    assert output.finish_reason(FinishReason.STOP, ToolChoiceMode.REQUIRED) is FinishReason.TOOL_CALLS
-    assert output.finish_reason(FinishReason.STOP, NamedTool("get")) is FinishReason.STOP
-    assert output.finish_reason(FinishReason.LENGTH, ToolChoiceMode.AUTO) is FinishReason.LENGTH
+    assert output.finish_reason(FinishReason.STOP) is expected
+    assert output.finish_reason(FinishReason.LENGTH) is FinishReason.LENGTH
 
 
 def test_call_ids_look_like_openais() -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import tokenizers
 
+from runtime_server.chat.dialect import Dialect
 from runtime_server.constraints.compiler import Compiler
 from runtime_server.models.tokenizer import Tokenizer
 from tests.fake_backend import VOCAB_SIZE
@@ -20,7 +21,7 @@ def tokenizer() -> Tokenizer:
     """Ids 0 to 255 are bytes, 256 ends an output, some follow that hold more; the rest is silent."""
     table = [*(bytes([byte]) for byte in range(256)), b"", *LONGER]
     table += [b""] * (VOCAB_SIZE - len(table))
-    return Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), None, frozenset({EOS}), table)
+    return Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()), None, frozenset({EOS}), table, Dialect(None))
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
 from runtime_server.engine.logprobs import rank
+from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence as EngineSequence
 from runtime_server.models.tokenizer import Tokenizer
@@ -67,6 +68,13 @@ async def running_engine(*, blocks: int = 2000, max_batch: int = 8) -> AsyncIter
         await engine.close()
 
 
+def generation(engine: Engine, sequence: EngineSequence, tokenizer: Tokenizer) -> Generation:
+    table = tokenizer.token_bytes
+    return Generation(
+        engine, [sequence], model="noise", fingerprint="f", token_bytes=table, output=lambda: OutputText(table)
+    )
+
+
 async def answer(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -87,7 +95,7 @@ async def answer(
         min_tokens=min_tokens,
         matcher=matcher,
     )
-    made = Generation(engine, [sequence], model="noise", fingerprint="f", token_bytes=tokenizer.token_bytes)
+    made = generation(engine, sequence, tokenizer)
     async with aclosing(made.events()) as events:
         bodies = [event.body async for event in events]
     last = bodies[-1]
@@ -196,7 +204,7 @@ async def test_log_probabilities_are_those_before_the_mask(tokenizer: Tokenizer,
             matcher=await compiler.matcher(RegexConstraint("[a-f]{30}"), ends_early=True),
             logprobs=LogprobsParams(3),
         )
-        made = Generation(engine, [sequence], model="noise", fingerprint="f", token_bytes=tokenizer.token_bytes)
+        made = generation(engine, sequence, tokenizer)
         async with aclosing(made.events()) as events:
             deltas = [event.body async for event in events if isinstance(event.body, Delta)]
     entries = [entry for delta in deltas for entry in delta.logprobs]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mantler.messages import Delta, Finished, FinishReason, LogprobsParams, SamplingParams
 from runtime_server.engine.choice import Choice
 from runtime_server.engine.logprobs import Ranking
+from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.tokenizer import Tokenizer
 from tests.conftest import model_folder
@@ -70,7 +71,7 @@ def deltas_of(tokenizer: Tokenizer, token_ids: list[int], stops: list[str], size
         model="m",
         fingerprint="f",
         token_bytes=tokenizer.token_bytes,
-        stop_strings=stops,
+        output=OutputText(tokenizer.token_bytes, stops),
     )
     bodies: list[object] = []
     pieces = iter(sizes)

@@ -13,6 +13,7 @@ from runtime_server.backends.base import Chunk
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
+from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
 from tests.fake_backend import VOCAB_SIZE, FakeBackend, continuation
@@ -72,7 +73,12 @@ def generation(
         for choice in choices
     ]
     return Generation(
-        engine, sequences, model="fake", fingerprint="f", token_bytes=token_bytes, stop_strings=stop_strings
+        engine,
+        sequences,
+        model="fake",
+        fingerprint="f",
+        token_bytes=token_bytes,
+        output=lambda: OutputText(token_bytes, stop_strings, min_tokens=min_tokens),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mantler.errors import ErrorCode, MantlerError
-from mantler.messages import ChatMessage, Role
+from mantler.messages import ChatMessage, ChatPrompt, Role
 from runtime_server.models.errors import PullError
 from runtime_server.models.source import open_source
 from runtime_server.models.template import MAX_TEMPLATE_CHARS, ChatTemplate
@@ -20,7 +20,11 @@ from tests import golden
 from tests.tiny_models import SPECIAL, TOKENS, TOOL_ID, tiny_config, write_folder, write_gguf
 
 LLAMA = tiny_config("llama")
-HELLO = (ChatMessage(Role.USER, "hello"),)
+HELLO = ChatPrompt((ChatMessage(Role.USER, "hello"),))
+
+
+def encoded(tokenizer: Tokenizer, prompt: ChatPrompt) -> list[int]:
+    return tokenizer.encode_chat(tokenizer.render_chat(prompt))
 
 
 def stored(path: Path, folder: Path) -> Tokenizer:
@@ -40,7 +44,7 @@ def test_gguf_and_folder_give_the_same_tokenizer(tmp_path: Path, tiny: Tokenizer
     other = stored(write_folder(tmp_path / "m", LLAMA), tmp_path / "stored")
     for text in ("hello world", "  <|im_end|>x<tool>", "héé 漢字\n"):
         assert tiny.encode(text) == other.encode(text)
-    assert tiny.encode_chat(HELLO) == other.encode_chat(HELLO)
+    assert encoded(tiny, HELLO) == encoded(other, HELLO)
     assert tiny.token_bytes == other.token_bytes
     assert tiny.eos_ids == other.eos_ids == {0, 2}
 
@@ -69,7 +73,7 @@ def test_a_bos_is_added_only_where_the_model_has_it_so(tmp_path: Path, tiny: Tok
     with_bos = write_gguf(tmp_path / "m.gguf", LLAMA, fields={"tokenizer.ggml.add_bos_token": True})
     tokenizer = stored(with_bos, tmp_path / "stored")
     assert tokenizer.encode("hello") == [1, *tiny.encode("hello")]
-    assert tokenizer.encode_chat(HELLO) == tiny.encode_chat(HELLO)
+    assert encoded(tokenizer, HELLO) == encoded(tiny, HELLO)
 
 
 def test_a_vocabulary_padded_by_the_model_has_bytes_for_every_id(tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_templates_are_found_where_models_keep_them(tmp_path: Path, where: str) 
 def test_a_model_without_a_template_takes_no_chat(tmp_path: Path) -> None:
     bare = write_gguf(tmp_path / "m.gguf", LLAMA, fields={"tokenizer.chat_template": None})
     with pytest.raises(MantlerError, match="no chat template") as caught:
-        stored(bare, tmp_path / "stored").encode_chat(HELLO)
+        stored(bare, tmp_path / "stored").render_chat(HELLO)
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_PARAMETER, "messages")
 
 
@@ -159,7 +163,7 @@ def test_text_that_is_not_unicode_is_refused(tiny: Tokenizer) -> None:
         tiny.encode("\ud800")
     assert caught.value.param == "prompt"
     with pytest.raises(MantlerError) as caught:
-        tiny.encode_chat((ChatMessage(Role.USER, "\ud800"),))
+        tiny.encode_chat("\ud800")
     assert caught.value.param == "messages"
 
 
@@ -180,7 +184,7 @@ def test_text_that_is_not_unicode_is_refused(tiny: Tokenizer) -> None:
 )
 def test_template_failures_are_the_callers_400(source: str, message: str) -> None:
     with pytest.raises(MantlerError, match=message) as caught:
-        ChatTemplate(source, {}).render(HELLO)
+        ChatTemplate(source, {}).render(HELLO.messages)
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_PARAMETER, "messages")
 
 
@@ -227,8 +231,8 @@ def test_golden_prompts_are_rendered_and_encoded_exactly(smollm2_tokenizer: Toke
     conversations = golden.conversations()
     assert len(conversations) == 20
     for conversation in conversations:
-        assert smollm2_tokenizer.render_chat(conversation.messages) == conversation.prompt
-        assert smollm2_tokenizer.encode_chat(conversation.messages) == conversation.prompt_ids
+        assert smollm2_tokenizer.render_chat(ChatPrompt(conversation.messages)) == conversation.prompt
+        assert encoded(smollm2_tokenizer, ChatPrompt(conversation.messages)) == conversation.prompt_ids
         answer = b"".join(smollm2_tokenizer.token_bytes[i] for i in conversation.greedy_ids)
         assert answer.decode() == conversation.greedy_text
     assert 2 in smollm2_tokenizer.eos_ids
@@ -247,7 +251,7 @@ def test_transformers_renders_and_encodes_the_golden_prompts_the_same(
     for conversation in golden.conversations():
         turns = [{"role": m.role.value, "content": m.content or ""} for m in conversation.messages]
         ids = reference.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        assert smollm2_tokenizer.encode_chat(conversation.messages) == ids
+        assert encoded(smollm2_tokenizer, ChatPrompt(conversation.messages)) == ids
 
 
 @pytest.mark.model
