@@ -11,6 +11,9 @@ SERVED = (
     "POST /v1/detokenize",
     "GET /v1/models",
     "GET /v1/models/{id}",
+    "GET /health",
+    "GET /openapi.json",
+    "GET /docs",
 )
 
 NOT_SERVED_YET = frozenset(
