@@ -20,13 +20,12 @@ from typing import Any
 import aiohttp
 
 from facade.app import running
-from facade.options import MESSAGE_NO_OPS, NO_OPS
+from facade.options import MESSAGE_NO_OPS
 from mantler.config import FacadeSettings
+from tests.bad_fields import ADDRESSES, Address
 from tests.fake_runtime import FakeRuntime
 
-MODEL = "smollm2:135m"
 KEY = "mk_live_" + "b" * 32
-PATH = "/v1/chat/completions"
 AT_ONCE = 16
 
 
@@ -34,9 +33,9 @@ AT_ONCE = 16
 class BadRequest:
     """What is sent, and what is known of its answer."""
 
+    path: str
     body: bytes
     method: str = "POST"
-    path: str = PATH
     headers: dict[str, str] = field(
         default_factory=lambda: {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     )
@@ -44,72 +43,11 @@ class BadRequest:
     names_a_parameter: bool = False
 
 
-_NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-_INTEGERS = ("top_k", "n", "seed", "max_tokens", "max_completion_tokens", "min_tokens", "top_logprobs", "priority")
-_FLAGS = ("stream", "logprobs", "ignore_eos")
-_STRINGS = ("model", "cache_salt", "user", "regex", "grammar", "guided_regex", "guided_grammar")
-_OBJECTS = ("logit_bias", "metadata", "response_format", "structured_outputs", "stream_options")
-_ARRAYS = ("messages", "stop_token_ids", "choice", "guided_choice")
-
-_OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
-    "temperature": (-0.001, 2.001, 1e300, -(10**30), 10**400),
-    "top_p": (0, -1, 1.0001),
-    "min_p": (-0.1, 1.1),
-    "presence_penalty": (-2.1, 2.1, 1e9),
-    "frequency_penalty": (-2.1, 2.1),
-    "repetition_penalty": (0, -1, 10.5),
-    "top_k": (-1, 2**31, 10**30),
-    "n": (0, -1, 129, 10**20),
-    "seed": (2**63, -(2**63) - 1, 10**50),
-    "max_tokens": (0, -1, 2**31),
-    "max_completion_tokens": (0, -(10**18), 10**18),
-    "min_tokens": (-1, 2**40),
-    "priority": (-1, 101),
-    "cache_salt": ("", "s" * 257),
-    "stop": ("", ["a"] * 5, ["x" * 1025], [""], [None], [["a"]], {}, 7),
-    "stop_token_ids": ([-1], [2**32], [1] * 257, ["1"], [None], [1.5]),
-    "logit_bias": ({"x": 1}, {"-1": 1}, {"1": 101}, {"1": None}, {"1": "1"}, {"": 0}, {"1": 1, "01": 1}),
-    "top_logprobs": (1, 20, 21, -1),
-    "response_format": (
-        {},
-        {"type": None},
-        {"type": "yaml"},
-        {"type": "json_schema"},
-        {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}},
-        {"type": "json_schema", "json_schema": {"name": "a", "schema": []}},
-        {"type": "json_schema", "json_schema": {"schema": {}}},
-    ),
-    "structured_outputs": ({"regex": 1}, {"choice": []}, {"json": 3}, {"json_object": False}, {"structural_tag": "x"}),
-    "choice": ([], [""], [1], ["a"] * 1001),
-    "guided_json": (1, [], True, ""),
-    "stream_options": ({}, {"include_usage": True}),
-    "messages": (
-        [],
-        [None],
-        [[]],
-        [{}],
-        [{"role": "user"}],
-        [{"role": "user", "content": None}],
-        [{"role": "user", "content": []}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}],
-        [{"role": "user", "content": [{"type": "text", "text": 1}]}],
-        [{"role": "oracle", "content": "x"}],
-        [{"role": "tool", "content": "x"}],
-        [{"role": "user", "content": "x", "tool_calls": [{}]}],
-        [{"role": "assistant", "tool_calls": [{"id": 1}]}],
-        [{"role": "user", "content": "x", "name": {}}],
-    ),
-}
-
-
 def bad_request(number: int) -> BadRequest:
     """The request with this number, always the same."""
     rng = random.Random(number)
-    return rng.choice(_KINDS)(rng)
-
-
-def _good() -> dict[str, Any]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    [address] = rng.choices(ADDRESSES, [each.share for each in ADDRESSES])
+    return rng.choice(_KINDS if address.refused else _KINDS_OF_ALL)(rng, address)
 
 
 def _value(rng: random.Random, depth: int = 0) -> Any:
@@ -127,55 +65,48 @@ def _value(rng: random.Random, depth: int = 0) -> Any:
     return rng.choice(kinds)()
 
 
-def _wrong_field(rng: random.Random, wrong: dict[str, Any]) -> BadRequest:
+def _wrong_field(rng: random.Random, address: Address, wrong: dict[str, Any]) -> BadRequest:
     """A request with ``wrong`` in it, and junk in other fields."""
-    body = _good()
-    for name in rng.sample(_FIELDS, rng.choice((0, 0, 1, 3))):
+    body = dict(address.good)
+    for name in rng.sample(address.fields, min(rng.choice((0, 0, 1, 3)), len(address.fields))):
         # A stream would make stream_options right, and logprobs top_logprobs.
-        if name not in ("model", "messages", "stream", "logprobs"):
+        if name not in (*address.good, "stream", "logprobs"):
             body[name] = _value(rng)
-    return BadRequest(json.dumps({**body, **wrong}).encode(), names_a_parameter=True)
+    return BadRequest(address.path, json.dumps({**body, **wrong}).encode(), names_a_parameter=True)
 
 
-def _wrong_type(rng: random.Random) -> BadRequest:
-    kinds: dict[tuple[str, ...], tuple[type, ...]] = {
-        _NUMBERS: (int, float),
-        _INTEGERS: (int,),
-        _FLAGS: (bool,),
-        _STRINGS: (str,),
-        _OBJECTS: (dict,),
-        _ARRAYS: (list,),
-    }
-    names = rng.choice(list(kinds))
+def _wrong_type(rng: random.Random, address: Address) -> BadRequest:
+    taken = rng.choice(list(address.types))
     value = _value(rng)
-    while value is None or type(value) in kinds[names] or (type(value) is float and value.is_integer()):
+    while value is None or type(value) in taken or (type(value) is float and value.is_integer()):
         value = _value(rng)
-    return _wrong_field(rng, {rng.choice(names): value})
+    return _wrong_field(rng, address, {rng.choice(address.types[taken]): value})
 
 
-def _out_of_range(rng: random.Random) -> BadRequest:
-    name = rng.choice(list(_OUT_OF_RANGE))
-    return _wrong_field(rng, {name: rng.choice(_OUT_OF_RANGE[name])})
+def _out_of_range(rng: random.Random, address: Address) -> BadRequest:
+    name = rng.choice(list(address.out_of_range))
+    return _wrong_field(rng, address, {name: rng.choice(address.out_of_range[name])})
 
 
-def _refused_option(rng: random.Random) -> BadRequest:
-    if rng.random() < 0.2:
+def _refused_option(rng: random.Random, address: Address) -> BadRequest:
+    if "messages" in address.good and rng.random() < 0.2:
         message = {"role": "assistant", "content": "x", rng.choice(list(MESSAGE_NO_OPS)): {"a": 1}}
-        return _wrong_field(rng, {"messages": [message]})
-    return _wrong_field(rng, {rng.choice(list(NO_OPS)): {"a": _value(rng)}})
+        return _wrong_field(rng, address, {"messages": [message]})
+    return _wrong_field(rng, address, {rng.choice(address.refused): {"a": _value(rng)}})
 
 
-def _missing(rng: random.Random) -> BadRequest:
-    body = _good()
+def _missing(rng: random.Random, address: Address) -> BadRequest:
+    body = dict(address.good)
     del body[rng.choice(list(body))]
-    return BadRequest(json.dumps(body).encode(), names_a_parameter=True)
+    return BadRequest(address.path, json.dumps(body).encode(), names_a_parameter=True)
 
 
-def _broken_json(rng: random.Random) -> BadRequest:
-    good = json.dumps(_good()).encode()
+def _broken_json(rng: random.Random, address: Address) -> BadRequest:
+    good = json.dumps(dict(address.good)).encode()
     place = rng.randrange(len(good))
     depth = rng.choice((250, 1000, 50_000))
     return BadRequest(
+        address.path,
         rng.choice(
             (
                 good[:place],
@@ -188,16 +119,16 @@ def _broken_json(rng: random.Random) -> BadRequest:
                 + b"}",
                 b'{"messages": ' + b"[" * depth,
                 b'{"a":' * depth + b"1" + b"}" * depth,
-                json.dumps(_value(rng) if rng.random() < 0.5 else [_good()]).encode() + b" x",
+                json.dumps(_value(rng) if rng.random() < 0.5 else [dict(address.good)]).encode() + b" x",
                 json.dumps(rng.choice((None, 42, "string", [123], [{}], True))).encode(),
             )
-        )
+        ),
     )
 
 
-def _wrong_door(rng: random.Random) -> BadRequest:
+def _wrong_door(rng: random.Random, address: Address) -> BadRequest:
     """The right body, with the wrong key, model, address, method or type."""
-    sent = BadRequest(json.dumps(_good()).encode())
+    sent = BadRequest(address.path, json.dumps(dict(address.good)).encode())
     match rng.randrange(5):
         case 0:
             keys = (
@@ -213,7 +144,7 @@ def _wrong_door(rng: random.Random) -> BadRequest:
             sent.statuses = frozenset({401})
         case 1:
             sent.body = json.dumps(
-                {**_good(), "model": rng.choice(("nope", "cold:1b", "../etc", "a" * 5000, "\x00"))}
+                {**address.good, "model": rng.choice(("nope", "cold:1b", "../etc", "a" * 5000, "\x00"))}
             ).encode()
             sent.statuses = frozenset({404})
         case 2:
@@ -232,14 +163,14 @@ def _wrong_door(rng: random.Random) -> BadRequest:
     return sent
 
 
-_FIELDS = sorted({*_OUT_OF_RANGE, *_NUMBERS, *_INTEGERS, *_FLAGS, *_STRINGS, *_OBJECTS, *_ARRAYS, *NO_OPS, "unknown"})
-_KINDS = (_wrong_type, _out_of_range, _refused_option, _missing, _broken_json, _wrong_door)
+_KINDS_OF_ALL = (_wrong_type, _out_of_range, _missing, _broken_json, _wrong_door)
+_KINDS = (*_KINDS_OF_ALL, _refused_option)
 
 
-async def statuses(numbers: Iterable[int], home: Path) -> Counter[int]:
-    """Sends the requests and counts the answers. Raises ``AssertionError`` for an answer that should not be."""
+async def statuses(numbers: Iterable[int], home: Path) -> Counter[tuple[str, int]]:
+    """Sends the requests and counts the answers by path and status. Raises ``AssertionError`` for a wrong one."""
     left = iter(numbers)
-    seen: Counter[int] = Counter()
+    seen: Counter[tuple[str, int]] = Counter()
 
     async def send_some(http: aiohttp.ClientSession, url: str) -> None:
         for number in left:
@@ -250,7 +181,7 @@ async def statuses(numbers: Iterable[int], home: Path) -> Counter[int]:
                 "skip_auto_headers": ["Content-Type"],
             }
             async with http.request(sent.method, f"{url}{sent.path}", **options) as response:
-                seen[response.status] += 1
+                seen[sent.path, response.status] += 1
                 _check(number, sent, response.status, await response.read())
 
     async with FakeRuntime() as runtime:
@@ -261,8 +192,9 @@ async def statuses(numbers: Iterable[int], home: Path) -> Counter[int]:
                 for _ in range(AT_ONCE):
                     group.create_task(send_some(http, url))
             headers = {"Authorization": f"Bearer {KEY}"}
-            async with http.post(f"{url}{PATH}", json=_good(), headers=headers) as response:
-                assert response.status == 200
+            for address in ADDRESSES:
+                async with http.post(f"{url}{address.path}", json=dict(address.good), headers=headers) as response:
+                    assert response.status == 200, address.path
     return seen
 
 
@@ -285,7 +217,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         seen = asyncio.run(statuses(range(given.first, given.first + given.count), Path(home)))
-    print(dict(sorted(seen.items())))  # noqa: T201 - a command
+    for (path, status), number in sorted(seen.items()):
+        print(f"{number:7} {status} {path}")  # noqa: T201 - a command
 
 
 if __name__ == "__main__":
