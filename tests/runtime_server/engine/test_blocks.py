@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from runtime_server.engine.blocks import BlockPool, block_digest, root_digest
 from runtime_server.engine.sequence import Sequence
-from tests.runtime_server.engine.test_scheduler import GREEDY
+from tests.runtime_server.engine.machine import GREEDY
 
 DIGESTS = [block_digest(root_digest(None), array("i", [i])) for i in range(12)]
 

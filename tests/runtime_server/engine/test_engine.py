@@ -1,105 +1,25 @@
+"""Answers of a running engine: begun, cancelled, refused and failed."""
+
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Items
-from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
 from mantler.errors import ErrorCode, MantlerError
-from mantler.messages import Delta, Event, Finished, FinishReason, LogprobsParams, SamplingParams, Started
+from mantler.messages import Delta, Finished, FinishReason, Started
 from runtime_server.backends.base import Chunk
-from runtime_server.engine.blocks import BlockPool
-from runtime_server.engine.engine import Engine
-from runtime_server.engine.generation import Generation
-from runtime_server.engine.output_text import OutputText
-from runtime_server.engine.scheduler import Scheduler
-from runtime_server.engine.sequence import Sequence
-from tests.fake_backend import VOCAB_SIZE, FakeBackend, continuation
-
-GREEDY = SamplingParams(temperature=0.0)
-# Token 42 is "B" and so on; one token is one character.
-TOKEN_BYTES = [chr(i + 24).encode() for i in range(VOCAB_SIZE)]
-
-
-def text_of(tokens: Items[int]) -> str:
-    return b"".join(TOKEN_BYTES[token] for token in tokens).decode()
-
-
-@asynccontextmanager
-async def running_engine(
-    *,
-    max_batch: int = 4,
-    max_queue: int = 64,
-    blocks: int = 200,
-    before_step: Callable[[Items[Chunk]], None] = lambda chunks: None,
-) -> AsyncIterator[tuple[Engine, FakeBackend]]:
-    backend = FakeBackend(blocks=blocks, max_step_tokens=4 * 16, before_step=before_step)
-    pool = BlockPool(backend.blocks, backend.block_tokens)
-    scheduler = Scheduler(pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=16)
-    engine = Engine(backend, scheduler, name="fake", loop=asyncio.get_running_loop())
-    engine.start()
-    try:
-        yield engine, backend
-    finally:
-        await engine.close()
-
-
-def generation(
-    engine: Engine,
-    prompt: Items[int],
-    max_tokens: int,
-    *,
-    stop_strings: Items[str] = (),
-    end_ids: frozenset[int] = frozenset(),
-    min_tokens: int = 0,
-    sampling: SamplingParams = GREEDY,
-    choices: Items[int] = (0,),
-    logprobs: LogprobsParams | None = None,
-    token_bytes: Items[bytes] = TOKEN_BYTES,
-) -> Generation:
-    sequences = [
-        Sequence(
-            prompt_ids=prompt,
-            sampling=sampling,
-            seed=7,
-            max_tokens=max_tokens,
-            end_ids=end_ids,
-            min_tokens=min_tokens,
-            choice=choice,
-            logprobs=logprobs,
-        )
-        for choice in choices
-    ]
-    return Generation(
-        engine,
-        sequences,
-        model="fake",
-        fingerprint="f",
-        token_bytes=token_bytes,
-        output=lambda: OutputText(token_bytes, stop_strings, min_tokens=min_tokens),
-    )
-
-
-async def collect(item: Generation) -> list[Event]:
-    async with aclosing(item.events()) as events:
-        return [event async for event in events]
-
-
-def joined(events: list[Event]) -> str:
-    return "".join(event.body.text for event in events if isinstance(event.body, Delta))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Lets the event loop and the engine's thread run until ``condition`` holds, bounded by the test's timeout."""
-    while not condition():  # noqa: ASYNC110 - the engine's counters have no event
-        await asyncio.sleep(0)
-
-
-async def idle(engine: Engine) -> None:
-    """Waits until nothing waits and nothing runs."""
-    await until(lambda: not engine.running and not engine.waiting)
+from tests.fake_backend import continuation
+from tests.runtime_server.engine.running import (
+    collect,
+    generation,
+    idle,
+    joined,
+    running_engine,
+    text_of,
+    until,
+)
 
 
 async def test_an_answer_is_started_deltas_finished() -> None:
@@ -320,118 +240,3 @@ async def test_closing_fails_what_runs_and_frees_the_backend() -> None:
         assert failed.value.code is ErrorCode.RUNTIME_UNAVAILABLE
         assert len(backend.steps) == 1
         assert backend.closed.is_set()
-
-
-# --- several choices
-
-HOT = SamplingParams(temperature=2.0)
-"""So hot that the fake model's certainty of its next token does not decide."""
-
-
-def of_choice(events: list[Event], index: int) -> list[Event]:
-    return [event for event in events if event.index == index]
-
-
-def tokens_of(events: list[Event]) -> list[int]:
-    return [token for event in events if isinstance(event.body, Delta) for token in event.body.token_ids]
-
-
-@pytest.mark.parametrize("max_batch", [1, 3, 8])
-async def test_each_choice_is_what_it_is_alone(max_batch: int) -> None:
-    async with running_engine(max_batch=max_batch, blocks=40) as (engine, _):
-        events = await collect(generation(engine, range(30), 12, sampling=HOT, choices=range(6)))
-        alone = [await collect(generation(engine, range(30), 12, sampling=HOT, choices=[i])) for i in range(6)]
-        await idle(engine)
-    assert [event.seq for event in events] == list(range(len(events)))
-    for index in range(6):
-        mine = of_choice(events, index)
-        assert isinstance(mine[0].body, Started)
-        assert isinstance(mine[-1].body, Finished)
-        assert tokens_of(mine) == tokens_of(alone[index])
-        assert (mine[-1].body.usage.completion_tokens, mine[-1].body.usage.cached_prompt_tokens) == (12, 0)
-    assert len({tuple(tokens_of(answer)) for answer in alone}) == 6
-
-
-async def test_a_prompt_is_computed_once_for_all_choices() -> None:
-    async with running_engine(max_batch=8) as (engine, backend):
-        await collect(generation(engine, range(30), 3, choices=range(5)))
-    computed = [len(chunk.token_ids) for chunks in backend.steps for chunk in chunks if len(chunk.token_ids) > 1]
-    # The last block of each choice, of two tokens, is its own.
-    assert sum(computed) == 28 + 5 * 2
-
-
-async def test_choices_are_refused_as_a_whole() -> None:
-    async with running_engine(max_batch=2, max_queue=3) as (engine, _):
-        with pytest.raises(MantlerError) as refused:
-            await collect(generation(engine, [1], 3, choices=range(6)))
-        assert refused.value.code is ErrorCode.QUEUE_FULL
-        assert (engine.running, engine.waiting) == (0, 0)
-        assert len(await collect(generation(engine, [1], 3, choices=range(5)))) >= 15
-
-
-async def test_leaving_cancels_every_choice() -> None:
-    async with running_engine(max_batch=2) as (engine, _):
-        async with aclosing(generation(engine, [1], 500, choices=range(5)).events()) as events:
-            async for _ in events:
-                break
-        await idle(engine)
-
-
-async def test_a_choice_that_a_stop_string_ends_frees_its_place() -> None:
-    async with running_engine(max_batch=1) as (engine, _):
-        alone = [joined(await collect(generation(engine, [5], 60, sampling=HOT, choices=[i]))) for i in (0, 1)]
-        stop = next(c for c in alone[0] if c not in alone[1])
-        events = await collect(generation(engine, [5], 60, sampling=HOT, choices=[0, 1], stop_strings=[stop]))
-        await idle(engine)
-    ends = [event.body for event in events if isinstance(event.body, Finished)]
-    assert [(end.reason, end.stop_string) for end in ends] == [(FinishReason.STOP, stop), (FinishReason.LENGTH, None)]
-    assert [joined(of_choice(events, 0)), joined(of_choice(events, 1))] == [alone[0][: alone[0].index(stop)], alone[1]]
-
-
-# --- log probabilities
-
-
-async def test_log_probabilities_come_with_their_tokens() -> None:
-    answer = continuation([5], 20)
-    async with running_engine() as (engine, _):
-        events = await collect(generation(engine, [5], 20, logprobs=LogprobsParams(2), end_ids=frozenset({answer[7]})))
-    deltas = [event.body for event in events if isinstance(event.body, Delta)]
-    entries = [entry for delta in deltas for entry in delta.logprobs]
-    assert [entry.chosen.token_id for entry in entries] == tokens_of(events) == answer[: answer.index(answer[7])]
-    assert b"".join(entry.chosen.token_bytes for entry in entries).decode() == joined(events)
-    assert all(entry.top[0] == entry.chosen and len(entry.top) == 2 for entry in entries)
-
-
-async def test_without_being_asked_for_there_are_none() -> None:
-    async with running_engine() as (engine, _):
-        events = await collect(generation(engine, [5], 20))
-    assert not any(event.body.logprobs for event in events if isinstance(event.body, Delta))
-
-
-@pytest.mark.parametrize("width", [1, 2])
-async def test_entries_are_those_of_the_text_that_is_sent(width: int) -> None:
-    """With tokens of two characters, a stop string that begins within one leaves its entry, which is longer."""
-    token_bytes = [chr(i + 1000).encode() * width for i in range(VOCAB_SIZE)]
-    whole = b"".join(token_bytes[token] for token in continuation([5], 20)).decode()
-    stop = whole[7:10]
-    cut = whole.index(stop)
-    async with running_engine() as (engine, _):
-        item = generation(engine, [5], 20, stop_strings=[stop], logprobs=LogprobsParams(), token_bytes=token_bytes)
-        events = await collect(item)
-    deltas = [event.body for event in events if isinstance(event.body, Delta)]
-    data = b"".join(entry.chosen.token_bytes for delta in deltas for entry in delta.logprobs).decode()
-    assert joined(events) == whole[:cut]
-    assert data == whole[: cut + cut % width]
-    assert all(len(delta.logprobs) == len(delta.token_ids) for delta in deltas)
-
-
-async def test_a_character_of_several_tokens_comes_with_all_of_them() -> None:
-    character = "\u20ac".encode()
-    token_bytes = [character[i % 3 : i % 3 + 1] for i in range(VOCAB_SIZE)]
-    async with running_engine() as (engine, _):
-        item = generation(engine, [5], 30, logprobs=LogprobsParams(), token_bytes=token_bytes)
-        events = await collect(item)
-    entries = [entry for event in events if isinstance(event.body, Delta) for entry in event.body.logprobs]
-    assert [entry.chosen.token_id for entry in entries] == continuation([5], 30)
-    data = b"".join(entry.chosen.token_bytes for entry in entries)
-    assert data.decode(errors="replace") == joined(events)

@@ -7,6 +7,8 @@ import pytest
 from runtime_server.models.source import open_source
 from runtime_server.models.tokenizer import Tokenizer
 from tests.default_model import default_gguf
+from tests.runtime_server.models.pulling import LLAMA
+from tests.tiny_models import write_gguf
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,15 @@ def smollm2_tokenizer(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("tokenizer")
     open_source(smollm2_gguf).tokenizer.save(folder)
     return Tokenizer.load(folder)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where models are stored. Not there yet."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The file of a model that takes no time."""
+    return write_gguf(tmp_path / "Tiny.Q8_0.gguf", LLAMA)
