@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 from llguidance import LLMatcher, LLTokenizer
@@ -40,6 +41,8 @@ class Compiler:
         """Used in the thread only."""
         self._compiled: OrderedDict[Constraint | Outline, LLMatcher] = OrderedDict()
         """Used on the event loop only. The latest last."""
+        self._compiling: dict[Constraint | Outline, asyncio.Task[LLMatcher]] = {}
+        """So that requests that come together with the same constraint wait for one compilation."""
 
     async def matcher(self, constraint: Constraint | Outline, *, ends_early: bool) -> Matcher:
         """A matcher at the beginning of ``constraint``, with its first mask.
@@ -60,15 +63,30 @@ class Compiler:
 
     async def close(self) -> None:
         """Ends the thread and the process that constraints are tried in."""
+        tasks = list(self._compiling.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._thread.shutdown(wait=False, cancel_futures=True)
         await self._trial.close()
 
     async def _known(self, constraint: Constraint | Outline) -> LLMatcher:
         state = self._compiled.get(constraint)
-        if state is None:
-            return await self._compile(constraint)
-        self._compiled.move_to_end(constraint)
-        return state
+        if state is not None:
+            self._compiled.move_to_end(constraint)
+            return state
+        task = self._compiling.get(constraint)
+        if task is None:
+            task = self._compiling[constraint] = asyncio.create_task(self._compile(constraint))
+            task.add_done_callback(partial(self._compiled_or_failed, constraint))
+        # One that gives up does not take it from the others.
+        return await asyncio.shield(task)
+
+    def _compiled_or_failed(self, constraint: Constraint | Outline, task: asyncio.Task[LLMatcher]) -> None:
+        del self._compiling[constraint]
+        if not task.cancelled():
+            # Looked at, also where everybody who asked has gone.
+            task.exception()
 
     async def _compile(self, constraint: Constraint | Outline) -> LLMatcher:
         text = await self._in_thread(grammar_text, constraint)
