@@ -1,6 +1,6 @@
 // What a user of the AI SDK does. Prints what it saw as JSON; run by test_ai_sdk.py.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, Output, streamText } from "ai";
+import { generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
 
 const given = JSON.parse(process.argv[2]);
@@ -35,6 +35,19 @@ const output = Output.object({ schema: city });
 const made = (await generateText({ ...asked, output })).output;
 seen.object = city.safeParse(made).success;
 seen.stream_object = JSON.stringify(await streamText({ ...asked, output }).output) === JSON.stringify(made);
+
+let called = null;
+const weather = tool({
+  inputSchema: z.object({ city: z.enum(["Paris", "Rome"]) }),
+  execute: ({ city }) => (called = city),
+});
+const forced = { ...asked, tools: { weather }, toolChoice: "required", stopWhen: stepCountIs(1) };
+const stepped = await generateText(forced);
+seen.tools = stepped.toolCalls.map((call) => [call.toolName, call.input.city === called]);
+seen.tool_results = stepped.toolResults.map((result) => result.output === called);
+const streamed = streamText(forced);
+seen.stream_tools = (await streamed.toolCalls).map((call) => call.input.city === stepped.toolCalls[0].input.city);
+seen.finish = [stepped.finishReason, await streamed.finishReason];
 
 // The provider sends what it does not know as it is.
 const endless = { mantler: { ignore_eos: true } };

@@ -46,6 +46,10 @@ def main() -> None:
     seen["call_in_history"] = bool(
         chat.invoke([("user", QUESTION), call, ToolMessage("Sunny.", tool_call_id="call_1")]).content
     )
+    calls = chat.bind_tools([City], tool_choice="any").invoke(QUESTION).tool_calls
+    seen["tools"] = [[call["name"], isinstance(City(**call["args"]), City)] for call in calls][:1]
+    by_call = chat.with_structured_output(City, method="function_calling")
+    seen["structured_by_call"] = isinstance(by_call.invoke(QUESTION), City)
     seen["history"] = chat.invoke([("system", "Be brief."), ("user", QUESTION), answer, ("user", "Why?")]).type
 
     seen["400"] = _error(_chat(given, temperature=7))

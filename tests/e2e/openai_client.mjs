@@ -68,6 +68,29 @@ const options = async () => {
   seen.stream_logprobs = drawnAgain.map(fits);
 };
 
+const parameters = {
+  type: "object",
+  properties: { city: { enum: ["Paris", "Rome"] } },
+  required: ["city"],
+  additionalProperties: false,
+};
+
+const tools = async () => {
+  const offered = [{ type: "function", function: { name: "weather", parameters } }];
+  const forced = { ...asked, tools: offered, tool_choice: "required", parallel_tool_calls: false };
+  const choice = (await completions.create(forced)).choices[0];
+  const [call] = choice.message.tool_calls;
+  seen.tools = [choice.finish_reason, choice.message.content, call.function.name];
+  const streamed = (await completions.stream(forced).finalChatCompletion()).choices[0].message.tool_calls;
+  seen.stream_tools = streamed.map((each) => each.function.arguments === call.function.arguments);
+  // Runs the function and stops, since the call was asked for by name.
+  let given = null;
+  const weather = { name: "weather", parameters, parse: JSON.parse, function: ({ city }) => (given = city) };
+  const tool_choice = { type: "function", function: { name: "weather" } };
+  await completions.runTools({ ...asked, tools: [{ type: "function", function: weather }], tool_choice }).done();
+  seen.run_tools = parameters.properties.city.enum.includes(given);
+};
+
 // Whether the log probabilities of a choice are those of its text.
 const fits = ({ logprobs, message }) => {
   const spelled = Buffer.from(logprobs.content.flatMap((entry) => entry.bytes)).toString();
@@ -102,5 +125,6 @@ const errors = async () => {
 
 await answers();
 await options();
+await tools();
 await errors();
 console.log(JSON.stringify(seen));

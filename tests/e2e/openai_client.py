@@ -21,6 +21,16 @@ CALL_AND_RESULT = [
 """The end of a conversation that began elsewhere, with a call."""
 
 
+CITIES = ("Paris", "Rome")
+ARGUMENTS = {
+    "type": "object",
+    "properties": {"city": {"enum": list(CITIES)}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": ARGUMENTS}}
+
+
 class City(BaseModel):
     """What a structured output is asked to be. Its answers are short whatever the model says."""
 
@@ -37,6 +47,7 @@ def main() -> None:
     seen["models"] = [model.id for model in client.models.list()]
     _answers(client, asked, seen)
     _options(client, asked, seen)
+    _tools(client, asked, seen)
     _errors(client, given, asked, seen)
     print(json.dumps(seen))  # noqa: T201 - this is the script's result
 
@@ -80,6 +91,26 @@ def _options(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any])
     seen["stream_logprobs"] = [_fits(choice) for choice in streamed.choices]
 
 
+def _tools(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any]) -> None:
+    forced = {**asked, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
+    choice = client.chat.completions.create(**forced).choices[0]
+    (call,) = choice.message.tool_calls or ()
+    arguments = json.loads(call.function.arguments)
+    seen["tools"] = [choice.finish_reason, choice.message.content, call.function.name, arguments["city"] in CITIES]
+    with client.chat.completions.stream(**forced) as stream:
+        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+    seen["stream_tools"] = [streamed.function.name, json.loads(streamed.function.arguments) == arguments]
+    named = {**forced, "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    seen["named_tool"] = client.chat.completions.create(**named).choices[0].finish_reason
+    tool = openai.pydantic_function_tool(City)
+    parsed = client.chat.completions.parse(**{**forced, "tools": [tool]}).choices[0].message.tool_calls or ()
+    seen["parse_tool"] = [isinstance(each.function.parsed_arguments, City) for each in parsed]
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
+    history = [*asked["messages"], choice.message, result]
+    answer = client.chat.completions.create(**{**asked, "messages": history, "tools": [TOOL]}).choices[0]
+    seen["tool_result"] = bool(answer.message.content or answer.message.tool_calls)
+
+
 def _fits(choice: Any) -> bool:
     """Whether the log probabilities of a choice are those of its text."""
     entries = choice.logprobs.content
@@ -92,6 +123,7 @@ def _fits(choice: Any) -> bool:
 def _errors(client: openai.OpenAI, given: dict[str, str], asked: dict[str, Any], seen: dict[str, Any]) -> None:
     seen["400"] = _error(client, {**asked, "temperature": 7})
     seen["400 schema"] = _error(client, {**asked, "response_format": _schema({"type": "strin"})})
+    seen["400 tool"] = _error(client, {**asked, "tools": [{"type": "function", "function": {"name": "a b"}}]})
     seen["400 stream"] = _error(client, {**asked, "stream": True, "top_logprobs": 21, "logprobs": True})
     seen["401"] = _error(_client(given["url"], "mk_live_nosuchkeynosuchkeynosuchkey00"), asked)
     seen["403"] = _error(_client(given["url"], given["other_model_key"]), asked)

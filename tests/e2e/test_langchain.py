@@ -24,6 +24,8 @@ def test_everything_a_langchain_user_does(mesh: Mesh) -> None:
         "structured": True,
         "structured_dict": True,
         "n": [2, True],
+        "tools": [["City", True]],
+        "structured_by_call": True,
         "history": "ai",
         "call_in_history": True,
         "400": ["BadRequestError", "temperature", "invalid_parameter"],

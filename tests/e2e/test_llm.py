@@ -57,6 +57,7 @@ def _model(name: str, served: str, mesh: Mesh) -> dict[str, object]:
         "api_base": f"{mesh.url}/v1",
         "api_key_name": "mantler",
         "supports_schema": True,
+        "supports_tools": True,
     }
 
 
@@ -74,6 +75,12 @@ def test_a_schema_and_the_tokens_it_took(llm: Llm) -> None:
     assert json.loads(done.stdout).keys() == {"size", "coastal"}
     assert "input" in done.stderr
     assert "output" in done.stderr
+
+
+def test_tools_are_offered(llm: Llm) -> None:
+    function = "def weather(city: str) -> str:\n    return 'Sunny.'"
+    done = llm("-m", "local", "--functions", function, *SHORT, QUESTION)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_conversation_goes_on(llm: Llm) -> None:

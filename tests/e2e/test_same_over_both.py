@@ -23,6 +23,8 @@ from mantler.messages import (
     Role,
     SamplingParams,
     StopParams,
+    Tool,
+    ToolChoiceMode,
 )
 from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import Mesh
@@ -40,6 +42,8 @@ class Said:
 
     text: str = ""
     reason: str = ""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    """Names and arguments. Ids are random."""
     tokens: list[tuple[bytes, float]] = field(default_factory=list)
 
 
@@ -68,8 +72,12 @@ async def over_rest(rest: Rest, fields: dict[str, Any]) -> Answer:
     answer = await rest.answer(PROMPT, **fields)
     choices = [
         Said(
-            choice["message"]["content"],
+            choice["message"]["content"] or "",
             choice["finish_reason"],
+            [
+                (call["function"]["name"], call["function"]["arguments"])
+                for call in choice["message"].get("tool_calls", ())
+            ],
             [(bytes(entry["bytes"]), entry["logprob"]) for entry in (choice["logprobs"] or {"content": []})["content"]],
         )
         for choice in answer["choices"]
@@ -84,6 +92,11 @@ async def over_grpc(client: RuntimeClient, asked: GenerateRequest) -> Answer:
             choice, body = answer.choices[event.index], event.body
             if isinstance(body, Delta):
                 choice.text += body.text
+                for part in body.tool_calls:
+                    if part.name is not None:
+                        choice.calls.append((part.name, ""))
+                    name, arguments = choice.calls[part.index]
+                    choice.calls[part.index] = (name, arguments + part.arguments)
                 choice.tokens += [(entry.chosen.token_bytes, entry.chosen.logprob) for entry in body.logprobs]
             elif isinstance(body, Finished):
                 choice.reason = body.reason.value
@@ -92,8 +105,9 @@ async def over_grpc(client: RuntimeClient, asked: GenerateRequest) -> Answer:
     return answer
 
 
-def request(**fields: Any) -> GenerateRequest:
-    prompt = ChatPrompt((ChatMessage(Role.USER, PROMPT),))
+def request(*, tools: tuple[Tool, ...] = (), **fields: Any) -> GenerateRequest:
+    choice = ToolChoiceMode.REQUIRED if tools else ToolChoiceMode.AUTO
+    prompt = ChatPrompt((ChatMessage(Role.USER, PROMPT),), tools=tools, tool_choice=choice)
     given = {"sampling": SamplingParams(temperature=0), "stop": StopParams(max_tokens=32), **fields}
     return GenerateRequest("both-ways", DEFAULT_MODEL, prompt, **given)
 
@@ -115,6 +129,22 @@ PAIRS: dict[str, tuple[dict[str, Any], GenerateRequest]] = {
         {"response_format": {"type": "json_schema", "json_schema": {"name": "sea", "schema": SCHEMA}}},
         request(constraint=JsonSchemaConstraint(json.dumps(SCHEMA))),
     ),
+    "tools": (
+        {
+            "tools": [{"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}],
+            "tool_choice": "required",
+            "max_tokens": 100,
+            "n": 2,
+            "temperature": 1,
+            "seed": 3,
+        },
+        request(
+            tools=(Tool("paint", parameters=json.dumps(SCHEMA)),),
+            n=2,
+            sampling=SamplingParams(temperature=1, seed=3),
+            stop=StopParams(max_tokens=100),
+        ),
+    ),
 }
 
 
@@ -125,4 +155,5 @@ async def test_rest_and_grpc_agree(rest: Rest, client: RuntimeClient, name: str)
     assert there == await over_grpc(client, asked)
     assert len(there.choices) == asked.n
     assert there.completion_tokens > 0
+    assert bool(there.choices[0].calls) == (name == "tools")
     assert bool(there.choices[0].tokens) == (asked.logprobs is not None)
