@@ -37,6 +37,7 @@ from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
 from runtime_server.models.graph import BLOCK_TOKENS
 from runtime_server.models.manifest import Manifest
+from runtime_server.models.renderer import Renderer
 from runtime_server.models.tokenizer import Tokenizer
 
 Args = TypeVarTuple("Args")
@@ -53,6 +54,7 @@ class DeployedModel:
 
     Args:
         tokenizer: of the model.
+        renderer: of the model's conversations, started.
         engine: started.
         max_request_tokens: prompt and output of one request.
     """
@@ -62,6 +64,7 @@ class DeployedModel:
         *,
         manifest: Manifest,
         tokenizer: Tokenizer,
+        renderer: Renderer,
         engine: Engine,
         deployment: Deployment,
         fingerprint: str,
@@ -71,6 +74,7 @@ class DeployedModel:
         self.engine = engine
         self._deployment = deployment
         self._tokenizer = tokenizer
+        self._renderer = renderer
         self._fingerprint = fingerprint
         self._longest_token = max(len(data) for data in tokenizer.token_bytes)
         self._constraints = Compiler(tokenizer, manifest.config.vocab_size, name=manifest.id)
@@ -108,7 +112,7 @@ class DeployedModel:
                 return await self._in_thread(self._tokenizer.encode, prompt.text)
             case ChatPrompt():
                 self._refuse_hopeless(turn.content or "" for turn in prompt.messages)
-                rendered = await self._in_thread(self._tokenizer.render_chat, prompt)
+                rendered = await self._renderer.render(prompt)
                 # Calls, reasoning and tools count as well, where the template writes them.
                 self._refuse_hopeless([rendered])
                 return await self._in_thread(self._tokenizer.encode_chat, rendered)
@@ -133,6 +137,7 @@ class DeployedModel:
         """Stops the engine and frees its memory. Requests that still run fail."""
         await self.engine.close()
         await self._constraints.close()
+        await self._renderer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _reasoning(self, prompt: Prompt, prompt_ids: list[int]) -> Reasoning:
@@ -223,43 +228,41 @@ class DeployedModel:
             raise context_exceeded(least, self.max_request_tokens)
 
 
-def deploy(
-    manifest: Manifest,
-    folder: Path,
-    settings: RuntimeSettings,
-    loop: asyncio.AbstractEventLoop,
-    *,
-    reserved_bytes: int = 0,
+async def deploy(
+    manifest: Manifest, folder: Path, settings: RuntimeSettings, *, reserved_bytes: int = 0
 ) -> DeployedModel:
-    """Loads a converted model and starts its engine. Blocks; run it in a thread.
+    """Loads a converted model, in threads, and starts its engine and the process of its chat template.
 
     Args:
         reserved_bytes: of other models' caches. The system still counts what they have not written yet as free.
 
     Raises: ``KvPlanError`` where the settings do not fit the memory, ``PullError`` where the stored files are damaged.
     """
-    config = manifest.config
-    plan = _plan(manifest, settings, reserved_bytes)
-    tokenizer = Tokenizer.load(folder)
-    try:
-        backend = CpuBackend(folder, config, blocks=plan.blocks, max_batch=settings.max_batch, threads=settings.threads)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise KvPlanError(
-            "the system does not give that much memory to keys and values", "lower --kv-memory-mb"
-        ) from error
+    plan = await asyncio.to_thread(_plan, manifest, settings, reserved_bytes)
+    tokenizer = await asyncio.to_thread(Tokenizer.load, folder)
+    backend = asyncio.to_thread(_backend, manifest, folder, settings, plan)
+    renderer = Renderer(tokenizer.template)
+    # At once, so that neither the load nor the first request waits for the process.
+    loaded, fault = await asyncio.gather(backend, renderer.start(), return_exceptions=True)
+    if isinstance(loaded, BaseException):
+        await renderer.close()
+        raise loaded
+    if fault is not None:
+        await renderer.close()
+        loaded.close()
+        raise fault
     scheduler = Scheduler(
-        BlockPool(backend.blocks, backend.block_tokens),
+        BlockPool(loaded.blocks, loaded.block_tokens),
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         prefill_chunk=settings.prefill_chunk,
     )
-    engine = Engine(backend, scheduler, name=manifest.id, loop=loop)
+    engine = Engine(loaded, scheduler, name=manifest.id, loop=asyncio.get_running_loop())
     engine.start()
     return DeployedModel(
         manifest=manifest,
         tokenizer=tokenizer,
+        renderer=renderer,
         engine=engine,
         deployment=Deployment(
             max_request_tokens=plan.max_request_tokens,
@@ -267,11 +270,23 @@ def deploy(
             slots_used=0,
             queue_capacity=settings.max_queue,
             queue_length=0,
-            kv_cache_bytes=backend.kv_cache_bytes,
-            device=backend.device,
+            kv_cache_bytes=loaded.kv_cache_bytes,
+            device=loaded.device,
         ),
         fingerprint=manifest.fingerprint,
     )
+
+
+def _backend(manifest: Manifest, folder: Path, settings: RuntimeSettings, plan: KvPlan) -> CpuBackend:
+    blocks, batch = plan.blocks, settings.max_batch
+    try:
+        return CpuBackend(folder, manifest.config, blocks=blocks, max_batch=batch, threads=settings.threads)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise KvPlanError(
+            "the system does not give that much memory to keys and values", "lower --kv-memory-mb"
+        ) from error
 
 
 def _plan(manifest: Manifest, settings: RuntimeSettings, reserved_bytes: int) -> KvPlan:

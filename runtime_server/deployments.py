@@ -160,13 +160,10 @@ class Deployments:
         try:
             manifest = await self._fetch(name, load, pull=pull)
             load.report(LoadProgress(LoadStage.LOADING, total_bytes=manifest.size_bytes))
-            loop = asyncio.get_running_loop()
             folder = self._store.path(name)
             # One after the other, so that each plans with what the one before it has reserved.
             async with self._deploying:
-                model = await asyncio.to_thread(
-                    deploy, manifest, folder, self._settings, loop, reserved_bytes=self._reserved_bytes()
-                )
+                model = await deploy(manifest, folder, self._settings, reserved_bytes=self._reserved_bytes())
                 self._ready[name] = model
         except PullError as error:
             raise MantlerError(ErrorCode.INVALID_REQUEST, str(error), param="model") from error

@@ -75,8 +75,7 @@ async def outcome(model: DeployedModel, number: int) -> Outcome:
 async def outcomes(home: Path, folder: Path, numbers: list[int]) -> dict[int, Outcome]:
     """The outcome of each schema, several at once."""
     settings = RuntimeSettings(home=home, max_batch=MAX_BATCH, max_queue=CORPUS, kv_memory_mb=200)
-    loop = asyncio.get_running_loop()
-    model = await asyncio.to_thread(deploy, Manifest.load(folder), folder, settings, loop)
+    model = await deploy(Manifest.load(folder), folder, settings)
     places = asyncio.Semaphore(MAX_BATCH)
 
     async def one(number: int) -> Outcome:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from llguidance import LLParserLimits
 
+from runtime_server.limited.bounds import Bounds
+
 MAX_SCHEMA_DEPTH = 100
 """Nested objects and arrays of a schema's text. The compiler's own reader of JSON stops a little deeper."""
 COMPILE_TIMEOUT_S = 3.0
 """For one constraint; ordinary ones take milliseconds."""
-COMPILE_MEMORY_BYTES = 2_000_000_000
-"""Address space of the process that tries constraints."""
-COMPILE_STACK_BYTES = 1_048_576
-"""Of the thread that tries constraints. Whatever fits it fits the threads of the runtime, which have more."""
+COMPILE_BOUNDS = Bounds(timeout_s=COMPILE_TIMEOUT_S, memory_bytes=2_000_000_000, stack_bytes=1_048_576)
+"""Of the process that tries constraints. What fits its stack fits the threads of the runtime, which have more."""
 MAX_WAITING_COMPILES = 16
 """Constraints that wait for one another, per model."""
 CACHED_GRAMMARS = 32

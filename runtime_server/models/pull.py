@@ -15,6 +15,7 @@ from runtime_server.models.errors import PullError
 from runtime_server.models.files import check_space, clear_disk_errors, sha256
 from runtime_server.models.manifest import MANIFEST_FILE, Manifest, StoredFile, package_versions
 from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYTES
+from runtime_server.models.renderer import check_template
 from runtime_server.models.source import ModelSource, open_source
 from runtime_server.models.store import BusyError, ModelStore
 from runtime_server.models.target import LocalPath, Target, resolve
@@ -140,7 +141,10 @@ def _convert(
 
     report(0, work_bytes(source.config))
     source.tokenizer.save(folder)
-    Tokenizer.load(folder)  # what cannot be loaded is an error now, not at the first request
+    # What cannot be loaded is an error now, not at the first request.
+    template = Tokenizer.load(folder).template
+    if template is not None:
+        check_template(template)
     (builder or build)(source.config, source.weights, folder, quantization=quantization, progress=report)
     manifest = Manifest(
         id=str(wanted.name),

@@ -4,9 +4,9 @@ Templates are written for transformers, which renders them with jinja2. They are
 up the same way, because importing transformers takes 0.8 to 1.7 s of a start and jinja2 0.06 s; a test compares the
 two on real conversations.
 
-A template comes with a model, so it is code from a stranger. It runs in jinja2's immutable sandbox, and its output
-and the sizes of the values that it builds by repetition are bounded. A template that loops for long on purpose is
-not stopped.
+A template comes with a model, so it is code from a stranger. It runs in jinja2's immutable sandbox, and what it writes
+is bounded. What it may take of time and memory is bounded by the process that it runs in
+(:mod:`runtime_server.models.template_process`); only there, and in tests, are templates compiled or rendered.
 
 A message's text is pasted as it is: a special token that a user spells in it, such as ``<|im_end|>``, becomes that
 token when the rendered text is encoded. Models' own tools behave so, and prompts here are the same as theirs.
@@ -37,8 +37,10 @@ MAX_GROWTH = 4
 """A rendered conversation has at most this many characters per character of its messages, and …"""
 MAX_TEMPLATE_CHARS = 1_000_000
 """… this many besides; no value inside the template may be repeated to more."""
-
-_TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+MAX_SOURCE_CHARS = 262_144
+"""Of a template's own text. Long ones have 20,000."""
+MAX_REFUSAL_CHARS = 1000
+"""Of what a template says against a conversation."""
 
 
 class _Refusal(jinja2.TemplateError):
@@ -74,7 +76,7 @@ class _GenerationBlock(jinja2.ext.Extension):
 
 
 def _raise_exception(message: object) -> None:
-    raise _Refusal(str(message))
+    raise _Refusal(str(message)[:MAX_REFUSAL_CHARS])
 
 
 def _tojson(
@@ -107,13 +109,17 @@ class ChatTemplate:
         special_tokens: ``bos_token``, ``eos_token`` … by name.
 
     Raises:
-        PullError: the text is not a template.
+        PullError: the text is not a template, or too long for one.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        if len(source) > MAX_SOURCE_CHARS:
+            raise PullError(f"The model's chat template has more than {MAX_SOURCE_CHARS} characters.")
         try:
             self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a stranger's code, parts of which run already when it is compiled
             raise PullError("The model's chat template cannot be read.") from error
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
@@ -157,7 +163,9 @@ class ChatTemplate:
                 pieces.append(piece)
         except _Refusal as error:
             raise invalid("messages", f"the model's chat template refuses them: {error.message}") from error
-        except (*_TEMPLATE_FAULTS, RecursionError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a stranger's code may raise anything
             raise _not_renderable() from error
         return "".join(pieces)
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import tokenizers
 
 from mantler.errors import invalid
-from mantler.messages import ChatPrompt, ToolChoiceMode
 from runtime_server.chat.dialect import Dialect
 from runtime_server.models.errors import PullError
-from runtime_server.models.template import ChatTemplate
 from runtime_server.models.vocabulary import (
     TEMPLATE_FILE,
     TOKENIZER_FILE,
+    StoredTemplate,
     load_vocabulary,
     parse_tokenizer,
     token_bytes,
@@ -27,6 +26,7 @@ class Tokenizer:
     """Encodes for one model. Safe to use from several threads; encoding releases the GIL.
 
     Attributes:
+        template: writes the model's conversations; ``None`` for a model without one.
         dialect: how the model writes reasoning and calls.
         token_bytes: the bytes that each id adds to a text, by id; ``b""`` for control tokens, but for the tags of the
             dialect.
@@ -37,14 +37,14 @@ class Tokenizer:
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        template: ChatTemplate | None,
+        template: StoredTemplate | None,
         eos_ids: frozenset[int],
         table: list[bytes],
         dialect: Dialect,
     ) -> None:
+        self.template = template
         self.dialect = dialect
         self._tokenizer = tokenizer
-        self._template = template
         self.eos_ids = eos_ids
         self.token_bytes = table
         self.vocab_size = len(table)
@@ -61,7 +61,7 @@ class Tokenizer:
             raise PullError(f"The stored tokenizer lacks {Path(error.filename).name}.") from error
         except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
             raise PullError("The stored tokenizer is damaged.", hint="pull the model again") from error
-        template = None if source is None else ChatTemplate(source, vocabulary.special_tokens)
+        template = None if source is None else StoredTemplate(source, vocabulary.special_tokens)
         dialect = Dialect(source)
         table = token_bytes(tokenizer, vocabulary, dialect.tags)
         return cls(tokenizer, template, frozenset(vocabulary.eos_ids), table, dialect)
@@ -77,17 +77,6 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ``token_ids``, control tokens included. Bytes that are no whole character are U+FFFD."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
-
-    def render_chat(self, prompt: ChatPrompt) -> str:
-        """The conversation as the model's chat template writes it, ready for the assistant's answer.
-
-        Raises:
-            MantlerError: INVALID_PARAMETER for ``messages``: the template refuses them, or the model has none.
-        """
-        if self._template is None:
-            raise invalid("messages", "this model has no chat template; send it plain text instead.")
-        tools = () if prompt.tool_choice is ToolChoiceMode.NONE else prompt.tools
-        return self._template.render(prompt.messages, tools, prompt.template_variables)
 
     def encode_chat(self, rendered: str) -> list[int]:
         """Ids of a rendered conversation. The template writes its own BOS where the model wants one."""

@@ -38,6 +38,14 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredTemplate:
+    """A chat template's text, and the special tokens that it names."""
+
+    source: str
+    special_tokens: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenizerData:
     """A tokenizer on its way into the store."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -46,8 +45,7 @@ REQUEST = GenerateRequest(
 async def model(model_home: Path) -> AsyncIterator[DeployedModel]:
     folder = model_folder(model_home)
     settings = RuntimeSettings(home=model_home, max_batch=3, max_queue=8, kv_memory_mb=100)
-    loop = asyncio.get_running_loop()
-    deployed = await asyncio.to_thread(deploy, Manifest.load(folder), folder, settings, loop)
+    deployed = await deploy(Manifest.load(folder), folder, settings)
     yield deployed
     await deployed.close()
 

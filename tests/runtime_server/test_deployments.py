@@ -126,9 +126,9 @@ async def test_models_that_load_at_once_plan_one_after_the_other(
     pull(str(write_gguf(tmp_path / "other.gguf", tiny_config("llama"))), tmp_path)
     reserved = []
 
-    def recording(*args: Any, reserved_bytes: int) -> DeployedModel:
+    async def recording(*args: Any, reserved_bytes: int) -> DeployedModel:
         reserved.append(reserved_bytes)
-        return deploy(*args, reserved_bytes=reserved_bytes)
+        return await deploy(*args, reserved_bytes=reserved_bytes)
 
     monkeypatch.setattr("runtime_server.deployments.deploy", recording)
     await asyncio.gather(load(deployments), load(deployments, "other:latest"))
@@ -151,7 +151,7 @@ async def test_memory_that_the_system_lacks_is_refused_in_words(
 
     monkeypatch.setattr("runtime_server.backends.cpu.mmap.mmap", no_memory)
     with pytest.raises(KvPlanError) as refused:
-        deploy(manifest, folder, settings, asyncio.get_running_loop())
+        await deploy(manifest, folder, settings)
     assert "--kv-memory-mb" in refused.value.hint
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from runtime_server.models.source import open_source
 from runtime_server.models.tokenizer import Tokenizer
+from runtime_server.models.vocabulary import StoredTemplate
 from tests.default_model import default_gguf
 from tests.runtime_server.models.pulling import LLAMA
 from tests.tiny_models import write_gguf
@@ -35,3 +36,10 @@ def home(tmp_path: Path) -> Path:
 def tiny(tmp_path: Path) -> Path:
     """The file of a model that takes no time."""
     return write_gguf(tmp_path / "Tiny.Q8_0.gguf", LLAMA)
+
+
+@pytest.fixture(scope="session")
+def smollm2_template(smollm2_tokenizer: Tokenizer) -> StoredTemplate:
+    """The default model's chat template."""
+    assert smollm2_tokenizer.template is not None
+    return smollm2_tokenizer.template

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import ChatMessage, ChatPrompt, Role
 from runtime_server.models.errors import PullError
+from runtime_server.models.renderer import Renderer
 from runtime_server.models.source import open_source
 from runtime_server.models.template import MAX_TEMPLATE_CHARS, ChatTemplate
 from runtime_server.models.tokenizer import Tokenizer
@@ -24,7 +25,12 @@ HELLO = ChatPrompt((ChatMessage(Role.USER, "hello"),))
 
 
 def encoded(tokenizer: Tokenizer, prompt: ChatPrompt) -> list[int]:
-    return tokenizer.encode_chat(tokenizer.render_chat(prompt))
+    return tokenizer.encode_chat(rendered(tokenizer, prompt))
+
+
+def rendered(tokenizer: Tokenizer, prompt: ChatPrompt) -> str:
+    assert tokenizer.template is not None
+    return ChatTemplate(tokenizer.template.source, tokenizer.template.special_tokens).render(prompt.messages)
 
 
 def stored(path: Path, folder: Path) -> Tokenizer:
@@ -148,13 +154,13 @@ def test_templates_are_found_where_models_keep_them(tmp_path: Path, where: str) 
         (folder / where).write_text(json.dumps({"chat_template": template}))
     else:
         (folder / where).write_bytes(template.encode())
-    assert stored(folder, tmp_path / "stored").render_chat(HELLO).startswith("hello!")
+    assert rendered(stored(folder, tmp_path / "stored"), HELLO).startswith("hello!")
 
 
-def test_a_model_without_a_template_takes_no_chat(tmp_path: Path) -> None:
+async def test_a_model_without_a_template_takes_no_chat(tmp_path: Path) -> None:
     bare = write_gguf(tmp_path / "m.gguf", LLAMA, fields={"tokenizer.chat_template": None})
     with pytest.raises(MantlerError, match="no chat template") as caught:
-        stored(bare, tmp_path / "stored").render_chat(HELLO)
+        await Renderer(stored(bare, tmp_path / "stored").template).render(HELLO)
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_PARAMETER, "messages")
 
 
@@ -231,7 +237,7 @@ def test_golden_prompts_are_rendered_and_encoded_exactly(smollm2_tokenizer: Toke
     conversations = golden.conversations()
     assert len(conversations) == 20
     for conversation in conversations:
-        assert smollm2_tokenizer.render_chat(ChatPrompt(conversation.messages)) == conversation.prompt
+        assert rendered(smollm2_tokenizer, ChatPrompt(conversation.messages)) == conversation.prompt
         assert encoded(smollm2_tokenizer, ChatPrompt(conversation.messages)) == conversation.prompt_ids
         answer = b"".join(smollm2_tokenizer.token_bytes[i] for i in conversation.greedy_ids)
         assert answer.decode() == conversation.greedy_text

@@ -1,0 +1,1 @@
+"""Work that may hang, crash or grow, in processes with limits."""
