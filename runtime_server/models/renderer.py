@@ -21,8 +21,8 @@ RENDER_BOUNDS = Bounds(
     timeout_s=3.0,
     memory_bytes=256 * 2**20,
     stack_bytes=8 * 2**20,
-    timeout_s_per_mb=1.0,
-    memory_per_byte=32,
+    timeout_s_per_mb=0.25,
+    memory_per_byte=16,
 )
 MAX_WAITING_RENDERS = 256
 """Conversations that wait for one another, per model. Ordinary ones take less than a millisecond each."""
