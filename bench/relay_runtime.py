@@ -91,7 +91,7 @@ class Models:
             model=request.model,
             fingerprint="fp_relay",
             token_bytes=table,
-            output=lambda: OutputText(table),
+            output=lambda _: OutputText(table),
         )
 
 

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import secrets
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -93,13 +95,14 @@ class DeployedModel:
             ends_early = not request.stop.ignore_eos
             for sequence in sequences:
                 sequence.matcher = await self._constraints.matcher(constraint, ends_early=ends_early)
+                sequence.replay()
         return Generation(
             self.engine,
             sequences,
             model=self.manifest.id,
             fingerprint=self._fingerprint,
             token_bytes=self._tokenizer.token_bytes,
-            output=lambda: self._output(request, reasoning),
+            output=partial(self._output, request, reasoning),
         )
 
     async def tokenise(self, prompt: Prompt) -> list[int]:
@@ -157,15 +160,16 @@ class DeployedModel:
             await self._constraints.check(request.constraint)
         return wanted
 
-    def _output(self, request: GenerateRequest, reasoning: Reasoning) -> OutputText:
+    def _output(self, request: GenerateRequest, reasoning: Reasoning, sequence: Sequence) -> OutputText:
         """Reads one choice."""
         prompt, stop = request.prompt, request.stop
-        return OutputText(
-            self._tokenizer.token_bytes,
-            stop.stop_strings,
-            min_tokens=stop.min_tokens,
-            chat=self._tokenizer.dialect.output(prompt, reasoning) if isinstance(prompt, ChatPrompt) else None,
-        )
+        chat = None
+        if isinstance(prompt, ChatPrompt):
+            # The same after the answer was cut off and went on elsewhere.
+            identity = sequence.token_ids[: sequence.prompt_tokens].tobytes()
+            identity += f"{request.request_id} {sequence.seed} {sequence.choice}".encode()
+            chat = self._tokenizer.dialect.output(prompt, reasoning, identity)
+        return OutputText(self._tokenizer.token_bytes, stop.stop_strings, min_tokens=stop.min_tokens, chat=chat)
 
     def _sequences(self, request: GenerateRequest, prompt_ids: list[int]) -> list[Sequence]:
         """One per choice."""
@@ -193,7 +197,8 @@ class DeployedModel:
         # The choices draw different numbers from one seed.
         seed = secrets.randbits(64) if request.sampling.seed is None else request.sampling.seed
         sequences: list[Sequence] = []
-        for choice in range(request.n):
+        delivered, finished = self._resumed(request, stop.max_tokens or room)
+        for choice in sorted(set(range(request.n)) - finished):
             sequences.append(
                 Sequence(
                     prompt_ids=prompt_ids,
@@ -207,9 +212,22 @@ class DeployedModel:
                     cache_salt=request.cache_salt,
                     sibling=sequences[0] if sequences else None,
                     logprobs=request.logprobs,
+                    delivered=delivered[choice],
                 )
             )
         return sequences
+
+    def _resumed(self, request: GenerateRequest, max_tokens: int) -> tuple[Items[Items[int]], frozenset[int]]:
+        """What is there of each choice, and which of them are finished."""
+        if request.resume is None:
+            return [()] * request.n, frozenset()
+        for token_ids in request.resume.delivered:
+            self._checked_ids(token_ids, "resume.delivered")
+            if len(token_ids) > max_tokens:
+                raise invalid(
+                    "resume.delivered", f"must have at most max_tokens ({max_tokens}) ids, got {len(token_ids)}."
+                )
+        return request.resume.delivered, request.resume.finished
 
     def _checked_ids(self, token_ids: tuple[int, ...], param: str = "prompt") -> tuple[int, ...]:
         vocab_size = self.manifest.config.vocab_size

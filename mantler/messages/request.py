@@ -40,6 +40,16 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where an answer was cut off. What goes on is what would have come without the cut."""
+
+    delivered: tuple[tuple[int, ...], ...]
+    """Token ids of the deltas that arrived, one entry per choice."""
+    finished: frozenset[int] = frozenset()
+    """Indices of the choices that ended; nothing more comes of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One request for generated text."""
 
@@ -58,6 +68,8 @@ class GenerateRequest:
     """Prompts share computed prefixes with requests of the same salt only; without one, with those without one."""
     constraint: Constraint | None = None
     """What the output must match."""
+    resume: ResumePoint | None = None
+    """Set where the request goes on with an answer that was cut off."""
 
     def __post_init__(self) -> None:
         printable = self.request_id.isascii() and self.request_id.isprintable()
@@ -71,6 +83,18 @@ class GenerateRequest:
             raise invalid(
                 "cache_salt", f"must have 1 to {MAX_CACHE_SALT_CHARS} characters, got {len(self.cache_salt)}."
             )
+        if self.resume is not None:
+            self._check_resume(self.resume)
+
+    def _check_resume(self, resume: ResumePoint) -> None:
+        if len(resume.delivered) != self.n:
+            raise invalid("resume.delivered", f"must have {self.n} entries, one per choice.")
+        if not all(0 <= index < self.n for index in resume.finished):
+            raise invalid("resume.finished", f"must hold indices of choices, from 0 to {self.n - 1}.")
+        if len(resume.finished) == self.n:
+            raise invalid("resume.finished", "must leave a choice to go on with.")
+        if self.sampling.seed is None and self.sampling.temperature > 0:
+            raise invalid("seed", "is required to resume at a temperature above 0.")
 
 
 def context_exceeded(prompt_tokens: int, limit: int) -> MantlerError:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mantler.v1 import chat_pb2 as mantler_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmantler/v1/generation.proto\x12\nmantler.v1\x1a\x15mantler/v1/chat.proto\"\xe3\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x16.mantler.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x14.mantler.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.mantler.v1.SamplingOptions\x12%\n\x04stop\x18\x07 \x01(\x0b\x32\x17.mantler.v1.StopOptions\x12-\n\x08logprobs\x18\x08 \x01(\x0b\x32\x1b.mantler.v1.LogprobsOptions\x12\x0e\n\x01n\x18\t \x01(\rH\x02\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\n \x01(\tH\x01\x12\x37\n\x0bjson_object\x18\x0b \x01(\x0b\x32 .mantler.v1.JsonObjectConstraintH\x01\x12\x0f\n\x05regex\x18\x0c \x01(\tH\x01\x12\x11\n\x07grammar\x18\r \x01(\tH\x01\x12.\n\x06\x63hoice\x18\x0e \x01(\x0b\x32\x1c.mantler.v1.ChoiceConstraintH\x01\x12\x15\n\x08priority\x18\x0f \x01(\x05H\x03\x88\x01\x01\x12\'\n\x06resume\x18\x10 \x01(\x0b\x32\x17.mantler.v1.ResumePoint\x12\x17\n\ncache_salt\x18\x11 \x01(\tH\x04\x88\x01\x01\x42\x08\n\x06promptB\x0c\n\nconstraintB\x04\n\x02_nB\x0b\n\t_priorityB\r\n\x0b_cache_salt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc5\x03\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12>\n\nlogit_bias\x18\t \x03(\x0b\x32*.mantler.v1.SamplingOptions.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"\xb3\x01\n\x0bStopOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"=\n\x0fLogprobsOptions\x12\x19\n\x0ctop_logprobs\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_top_logprobs\"\x16\n\x14JsonObjectConstraint\"\"\n\x10\x43hoiceConstraint\x12\x0e\n\x06values\x18\x01 \x03(\t\"6\n\x0bResumePoint\x12\'\n\tdelivered\x18\x01 \x03(\x0b\x32\x14.mantler.v1.TokenIds\"\xad\x01\n\x10GenerateResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12&\n\x07started\x18\x03 \x01(\x0b\x32\x13.mantler.v1.StartedH\x00\x12\"\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x11.mantler.v1.DeltaH\x00\x12(\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x14.mantler.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"b\n\x07Started\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"\x96\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.mantler.v1.TokenLogprob\x12-\n\ntool_calls\x18\x04 \x03(\x0b\x32\x19.mantler.v1.ToolCallDelta\x12\x11\n\treasoning\x18\x05 \x01(\t\"c\n\x0cTokenLogprob\x12*\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1a.mantler.v1.TokenCandidate\x12\'\n\x03top\x18\x02 \x03(\x0b\x32\x1a.mantler.v1.TokenCandidate\"B\n\x0eTokenCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"e\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x02id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\targuments\x18\x04 \x01(\tB\x05\n\x03_idB\x07\n\x05_name\"\x94\x01\n\x08\x46inished\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.mantler.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.mantler.v1.Usage\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x42\x0c\n\nstopped_by\"q\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r\"\x9b\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x16.mantler.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x1e\n\x11include_token_ids\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x14\n\x12_include_token_ids\"P\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xf9\x01\n\x11GenerationService\x12G\n\x08Generate\x12\x1b.mantler.v1.GenerateRequest\x1a\x1c.mantler.v1.GenerateResponse0\x01\x12N\n\x0b\x43ountTokens\x12\x1e.mantler.v1.CountTokensRequest\x1a\x1f.mantler.v1.CountTokensResponse\x12K\n\nDetokenize\x12\x1d.mantler.v1.DetokenizeRequest\x1a\x1e.mantler.v1.DetokenizeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmantler/v1/generation.proto\x12\nmantler.v1\x1a\x15mantler/v1/chat.proto\"\xe3\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x16.mantler.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x14.mantler.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.mantler.v1.SamplingOptions\x12%\n\x04stop\x18\x07 \x01(\x0b\x32\x17.mantler.v1.StopOptions\x12-\n\x08logprobs\x18\x08 \x01(\x0b\x32\x1b.mantler.v1.LogprobsOptions\x12\x0e\n\x01n\x18\t \x01(\rH\x02\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\n \x01(\tH\x01\x12\x37\n\x0bjson_object\x18\x0b \x01(\x0b\x32 .mantler.v1.JsonObjectConstraintH\x01\x12\x0f\n\x05regex\x18\x0c \x01(\tH\x01\x12\x11\n\x07grammar\x18\r \x01(\tH\x01\x12.\n\x06\x63hoice\x18\x0e \x01(\x0b\x32\x1c.mantler.v1.ChoiceConstraintH\x01\x12\x15\n\x08priority\x18\x0f \x01(\x05H\x03\x88\x01\x01\x12\'\n\x06resume\x18\x10 \x01(\x0b\x32\x17.mantler.v1.ResumePoint\x12\x17\n\ncache_salt\x18\x11 \x01(\tH\x04\x88\x01\x01\x42\x08\n\x06promptB\x0c\n\nconstraintB\x04\n\x02_nB\x0b\n\t_priorityB\r\n\x0b_cache_salt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc5\x03\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12>\n\nlogit_bias\x18\t \x03(\x0b\x32*.mantler.v1.SamplingOptions.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"\xb3\x01\n\x0bStopOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0cstop_strings\x18\x03 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"=\n\x0fLogprobsOptions\x12\x19\n\x0ctop_logprobs\x18\x01 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_top_logprobs\"\x16\n\x14JsonObjectConstraint\"\"\n\x10\x43hoiceConstraint\x12\x0e\n\x06values\x18\x01 \x03(\t\"H\n\x0bResumePoint\x12\'\n\tdelivered\x18\x01 \x03(\x0b\x32\x14.mantler.v1.TokenIds\x12\x10\n\x08\x66inished\x18\x02 \x03(\r\"\xad\x01\n\x10GenerateResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\r\x12&\n\x07started\x18\x03 \x01(\x0b\x32\x13.mantler.v1.StartedH\x00\x12\"\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x11.mantler.v1.DeltaH\x00\x12(\n\x08\x66inished\x18\x05 \x01(\x0b\x32\x14.mantler.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"b\n\x07Started\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"\x96\x01\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.mantler.v1.TokenLogprob\x12-\n\ntool_calls\x18\x04 \x03(\x0b\x32\x19.mantler.v1.ToolCallDelta\x12\x11\n\treasoning\x18\x05 \x01(\t\"c\n\x0cTokenLogprob\x12*\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1a.mantler.v1.TokenCandidate\x12\'\n\x03top\x18\x02 \x03(\x0b\x32\x1a.mantler.v1.TokenCandidate\"B\n\x0eTokenCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"e\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x02id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04name\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\targuments\x18\x04 \x01(\tB\x05\n\x03_idB\x07\n\x05_name\"\x94\x01\n\x08\x46inished\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.mantler.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.mantler.v1.Usage\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x42\x0c\n\nstopped_by\"q\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r\"\x9b\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x16.mantler.v1.ChatPromptH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\x1e\n\x11include_token_ids\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06promptB\x14\n\x12_include_token_ids\"P\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xf9\x01\n\x11GenerationService\x12G\n\x08Generate\x12\x1b.mantler.v1.GenerateRequest\x1a\x1c.mantler.v1.GenerateResponse0\x01\x12N\n\x0b\x43ountTokens\x12\x1e.mantler.v1.CountTokensRequest\x1a\x1f.mantler.v1.CountTokensResponse\x12K\n\nDetokenize\x12\x1d.mantler.v1.DetokenizeRequest\x1a\x1e.mantler.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGOPTIONS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2821
-  _globals['_FINISHREASON']._serialized_end=2980
+  _globals['_FINISHREASON']._serialized_start=2839
+  _globals['_FINISHREASON']._serialized_end=2998
   _globals['_GENERATEREQUEST']._serialized_start=67
   _globals['_GENERATEREQUEST']._serialized_end=678
   _globals['_TOKENIDS']._serialized_start=680
@@ -53,31 +53,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHOICECONSTRAINT']._serialized_start=1430
   _globals['_CHOICECONSTRAINT']._serialized_end=1464
   _globals['_RESUMEPOINT']._serialized_start=1466
-  _globals['_RESUMEPOINT']._serialized_end=1520
-  _globals['_GENERATERESPONSE']._serialized_start=1523
-  _globals['_GENERATERESPONSE']._serialized_end=1696
-  _globals['_STARTED']._serialized_start=1698
-  _globals['_STARTED']._serialized_end=1796
-  _globals['_DELTA']._serialized_start=1799
-  _globals['_DELTA']._serialized_end=1949
-  _globals['_TOKENLOGPROB']._serialized_start=1951
-  _globals['_TOKENLOGPROB']._serialized_end=2050
-  _globals['_TOKENCANDIDATE']._serialized_start=2052
-  _globals['_TOKENCANDIDATE']._serialized_end=2118
-  _globals['_TOOLCALLDELTA']._serialized_start=2120
-  _globals['_TOOLCALLDELTA']._serialized_end=2221
-  _globals['_FINISHED']._serialized_start=2224
-  _globals['_FINISHED']._serialized_end=2372
-  _globals['_USAGE']._serialized_start=2374
-  _globals['_USAGE']._serialized_end=2487
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2490
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2645
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2647
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2727
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2729
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2782
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2784
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2818
-  _globals['_GENERATIONSERVICE']._serialized_start=2983
-  _globals['_GENERATIONSERVICE']._serialized_end=3232
+  _globals['_RESUMEPOINT']._serialized_end=1538
+  _globals['_GENERATERESPONSE']._serialized_start=1541
+  _globals['_GENERATERESPONSE']._serialized_end=1714
+  _globals['_STARTED']._serialized_start=1716
+  _globals['_STARTED']._serialized_end=1814
+  _globals['_DELTA']._serialized_start=1817
+  _globals['_DELTA']._serialized_end=1967
+  _globals['_TOKENLOGPROB']._serialized_start=1969
+  _globals['_TOKENLOGPROB']._serialized_end=2068
+  _globals['_TOKENCANDIDATE']._serialized_start=2070
+  _globals['_TOKENCANDIDATE']._serialized_end=2136
+  _globals['_TOOLCALLDELTA']._serialized_start=2138
+  _globals['_TOOLCALLDELTA']._serialized_end=2239
+  _globals['_FINISHED']._serialized_start=2242
+  _globals['_FINISHED']._serialized_end=2390
+  _globals['_USAGE']._serialized_start=2392
+  _globals['_USAGE']._serialized_end=2505
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2508
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2663
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2665
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2745
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2747
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2800
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2802
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2836
+  _globals['_GENERATIONSERVICE']._serialized_start=3001
+  _globals['_GENERATIONSERVICE']._serialized_end=3250
 # @@protoc_insertion_point(module_scope)

@@ -418,23 +418,33 @@ Global___ChoiceConstraint: _TypeAlias = ChoiceConstraint  # noqa: Y015
 
 @_typing.final
 class ResumePoint(_message.Message):
-    """ResumePoint continues a request that was cut off after some of its tokens were delivered."""
+    """ResumePoint goes on with an answer that was cut off after some of its tokens were delivered, on the same machine or
+    on another one that serves the model. The request is otherwise the same, and has a seed unless it is greedy. The first
+    Delta of a choice repeats the text, reasoning and calls of its delivered tokens, without their ids: the caller drops
+    as many characters as it has. Usage counts delivered tokens like others.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DELIVERED_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def delivered(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
         """Delivered token ids, one entry per choice, in the order of the choices' indices."""
+
+    @_builtins.property
+    def finished(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Indices of the choices that have finished: nothing more comes of them."""
 
     def __init__(
         self,
         *,
         delivered: _abc.Iterable[Global___TokenIds] | None = ...,
+        finished: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivered", b"delivered", "finished", b"finished"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from mantler import messages as m
-from mantler.errors import invalid, unsupported
+from mantler.errors import invalid
 from mantler.v1 import generation_pb2
 from mantler.wire.chat import chat_from_proto, chat_to_proto
 from mantler.wire.constraints import constraint_from_proto, write_constraint
@@ -37,12 +37,15 @@ def request_to_proto(request: m.GenerateRequest) -> generation_pb2.GenerateReque
         message.logprobs.top_logprobs = request.logprobs.top
     if request.constraint is not None:
         write_constraint(message, request.constraint)
+    if request.resume is not None:
+        for token_ids in request.resume.delivered:
+            message.resume.delivered.add(ids=token_ids)
+        message.resume.finished.extend(sorted(request.resume.finished))
     return message
 
 
 def request_from_proto(message: generation_pb2.GenerateRequest) -> m.GenerateRequest:
     """A request off the wire. Raises ``MantlerError`` naming the field that is bad or not supported."""
-    _refuse_unsupported(message)
     return m.GenerateRequest(
         request_id=message.request_id,
         model=message.model,
@@ -54,6 +57,7 @@ def request_from_proto(message: generation_pb2.GenerateRequest) -> m.GenerateReq
         priority=message.priority,
         cache_salt=message.cache_salt if message.HasField("cache_salt") else None,
         constraint=constraint_from_proto(message),
+        resume=_resume_from_proto(message),
     )
 
 
@@ -80,9 +84,11 @@ def count_request_from_proto(message: generation_pb2.CountTokensRequest) -> m.Ch
             raise invalid("prompt", "must be set: chat or text.")
 
 
-def _refuse_unsupported(message: generation_pb2.GenerateRequest) -> None:
-    if message.HasField("resume"):
-        raise unsupported("resume")
+def _resume_from_proto(message: generation_pb2.GenerateRequest) -> m.ResumePoint | None:
+    if not message.HasField("resume"):
+        return None
+    delivered = tuple(tuple(tokens.ids) for tokens in message.resume.delivered)
+    return m.ResumePoint(delivered, frozenset(message.resume.finished))
 
 
 def _prompt_from_proto(message: generation_pb2.GenerateRequest) -> m.Prompt:

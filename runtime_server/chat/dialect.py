@@ -8,7 +8,7 @@ from mantler.messages import ChatPrompt, ToolChoiceMode
 from runtime_server.chat.formats import call_format
 from runtime_server.chat.output import ChatOutput
 from runtime_server.chat.reasoning import CLOSING, OPENING, ReasoningSplitter
-from runtime_server.chat.tool_calls import ToolCallParser
+from runtime_server.chat.tool_calls import ToolCallParser, call_ids
 
 
 class Reasoning(Enum):
@@ -43,15 +43,21 @@ class Dialect:
             return Reasoning.NONE
         return Reasoning.OPENED if prompt_end.rstrip().endswith(OPENING) else Reasoning.POSSIBLE
 
-    def output(self, prompt: ChatPrompt, reasoning: Reasoning) -> ChatOutput | None:
-        """Reads one answer to ``prompt``; ``None`` where there is nothing but content."""
+    def output(self, prompt: ChatPrompt, reasoning: Reasoning, identity: bytes) -> ChatOutput | None:
+        """Reads one answer to ``prompt``; ``None`` where there is nothing but content.
+
+        Args:
+            identity: of this answer, for the ids of its calls.
+        """
         offers = bool(prompt.tools) and prompt.tool_choice is not ToolChoiceMode.NONE
         if reasoning is Reasoning.NONE and not offers:
             return None
         return ChatOutput(
             None if reasoning is Reasoning.NONE else ReasoningSplitter(opened=reasoning is Reasoning.OPENED),
-            ToolCallParser(self.calls, [tool.name for tool in prompt.tools], parallel=prompt.parallel_tool_calls)
-            if offers
-            else None,
+            self._parser(prompt, identity) if offers else None,
             prompt.tool_choice,
         )
+
+    def _parser(self, prompt: ChatPrompt, identity: bytes) -> ToolCallParser:
+        names = [tool.name for tool in prompt.tools]
+        return ToolCallParser(self.calls, names, parallel=prompt.parallel_tool_calls, ids=call_ids(identity))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-import secrets
 import string
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
 from enum import Enum, auto
 from typing import Any
 
@@ -25,9 +26,11 @@ _UNDECIDED = object()
 _MEMBERS = rf'(?:"type"\s*+:\s*+"function"\s*+,\s*+)?(?:"id"\s*+:\s*+{_STRING}\s*+,\s*+)?'
 
 
-def new_call_id() -> str:
-    """``call_`` and 24 random letters and digits."""
-    return "call_" + "".join(secrets.choice(_ALPHABET) for _ in range(ID_CHARS))
+def call_ids(identity: bytes) -> Iterator[str]:
+    """``call_`` and 24 letters and digits each, which nobody else's calls have, and this answer's have each time."""
+    for number in itertools.count():
+        digest = hashlib.blake2b(identity, digest_size=32, salt=number.to_bytes(16)).digest()
+        yield "call_" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in digest[:ID_CHARS])
 
 
 class _State(Enum):
@@ -50,7 +53,7 @@ class ToolCallParser:
     Args:
         names: of the functions that may be called.
         parallel: whether more than one call counts; otherwise the first call ends the output.
-        new_id: makes the calls' ids.
+        ids: of the calls.
     """
 
     def __init__(
@@ -59,12 +62,12 @@ class ToolCallParser:
         names: Collection[str],
         *,
         parallel: bool = True,
-        new_id: Callable[[], str] = new_call_id,
+        ids: Iterator[str],
     ) -> None:
         self._form = form
         self._names = frozenset(names)
         self._parallel = parallel
-        self._new_id = new_id
+        self._ids = ids
         opening, before, between, closing = map(regex.escape, (form.opening, form.before, form.between, form.closing))
         member = rf'\{{\s*+{_MEMBERS}"name"\s*+:\s*+({_STRING})\s*+,\s*+"{form.arguments_key}"\s*+:\s*+\{{'
         self._opened_head = regex.compile(rf"{opening}\s*+{before}\s*+{member}", regex.DOTALL)
@@ -202,7 +205,7 @@ class ToolCallParser:
         self._held = self._held[head.end() - 1 :]
         self._space = ""
         self._said_since_call = False
-        self._deltas.append(ToolCallDelta(self.calls, id=self._new_id(), name=name))
+        self._deltas.append(ToolCallDelta(self.calls, id=next(self._ids), name=name))
         self.calls += 1
         self._scanner = _ObjectScanner()
         self._state = _State.ARGUMENTS

@@ -22,7 +22,8 @@ class Choice:
         first: of the request's first choice, which is the one whose cached tokens its usage counts.
         wake: set whenever there is something to take.
         token_bytes: of the model's tokenizer.
-        output: what its tokens become; of this choice alone.
+        output: what its tokens become; of this choice alone. The output that the sequence has already goes through it
+            first, and comes as a delta without tokens.
     """
 
     def __init__(
@@ -52,6 +53,15 @@ class Choice:
         self._finish: FinishReason | None = None
         self._error: MantlerError | None = None
         self._completion_tokens = 0
+        self._replayed: list[Piece] = []
+        self._ending: Finished | None = None
+        """The end, where the output that was there already holds it."""
+        self._replay()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing needs to be generated."""
+        return self._ending is not None
 
     def admitted(self) -> None:
         """See :class:`runtime_server.engine.engine.Sink`."""
@@ -73,7 +83,13 @@ class Choice:
         """What has come since the last time. Raises ``MantlerError`` where nothing more will."""
         if self._admitted and not self._started:
             self._started = True
-            yield Started(self._model, self.sequence.prompt_tokens, self._first.cached_tokens, self._fingerprint)
+            yield Started(self._model, self.sequence.prompt_tokens, self._cached_tokens, self._fingerprint)
+            if self._replayed:
+                yield self._delta(self._replayed, [], last=False)
+            if self._ending is not None:
+                self.finished = True
+                yield self._ending
+                return
         pending, self._pending = self._pending, []
         if pending:
             delta, finished = self._take(pending)
@@ -85,6 +101,20 @@ class Choice:
                 return
         if self._error is not None:
             raise self._error
+
+    def _replay(self) -> None:
+        sequence = self.sequence
+        for token_id in sequence.output_ids:
+            self._completion_tokens += 1
+            self._replayed.append(self._output.feed(token_id))
+            stop_string = self._replayed[-1].stop_string
+            if stop_string is not None or self._output.ended:
+                self._ending = self._finished(FinishReason.STOP, stop_string=stop_string)
+                return
+        satisfied = sequence.matcher is not None and sequence.matcher.complete
+        if satisfied or self._completion_tokens >= sequence.max_tokens:
+            self._replayed.append(self._output.flush())
+            self._ending = self._finished(FinishReason.STOP if satisfied else FinishReason.LENGTH)
 
     def _take(self, pending: list[tuple[int, Ranking | None]]) -> tuple[Delta, Finished | None]:
         """Turns tokens into a delta, and into the end where they hold it."""
@@ -141,13 +171,18 @@ class Choice:
         data = self._token_bytes[token_id] if token_id < len(self._token_bytes) else b""
         return TokenCandidate(token_id, data, logprob)
 
+    @property
+    def _cached_tokens(self) -> int:
+        # Output that was delivered may be in the cache as well.
+        return min(self._first.cached_tokens, self.sequence.prompt_tokens)
+
     def _finished(
         self, reason: FinishReason, *, stop_string: str | None = None, stop_token_id: int | None = None
     ) -> Finished:
         usage = Usage(
             self.sequence.prompt_tokens,
             self._completion_tokens,
-            self._first.cached_tokens,
+            self._cached_tokens,
             self._output.reasoning_tokens,
         )
         return Finished(self._output.finish_reason(reason), usage, stop_string=stop_string, stop_token_id=stop_token_id)

@@ -22,7 +22,7 @@ class Generation:
     Args:
         sequences: one per choice, with the same prompt.
         token_bytes: of the model's tokenizer.
-        output: makes what the tokens of one choice become.
+        output: makes what the tokens of a choice become.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Generation:
         model: str,
         fingerprint: str,
         token_bytes: Items[bytes],
-        output: Callable[[], OutputText],
+        output: Callable[[Sequence], OutputText],
     ) -> None:
         self._engine = engine
         self._wake = asyncio.Event()
@@ -45,7 +45,7 @@ class Generation:
                 model=model,
                 fingerprint=fingerprint,
                 token_bytes=token_bytes,
-                output=output(),
+                output=output(sequence),
             )
             for sequence in sequences
         ]
@@ -56,7 +56,10 @@ class Generation:
         Raises ``MantlerError`` where the queue is full or the engine fails; one choice that fails ends them all.
         """
         seq = 0
-        self._engine.submit([(choice.sequence, choice) for choice in self._choices])
+        for choice in self._choices:
+            if choice.ended:
+                choice.admitted()
+        self._engine.submit([(choice.sequence, choice) for choice in self._choices if not choice.ended])
         try:
             unfinished = self._choices
             while unfinished:

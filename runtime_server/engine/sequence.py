@@ -38,6 +38,8 @@ class Sequence:
     """Follows the grammar that the output must match."""
     logprobs: LogprobsParams | None = None
     """Asks for log probabilities of the output's tokens."""
+    delivered: InitVar[Iterable[int]] = ()
+    """Output that is there already, of an answer that was cut off; less than ``max_tokens``."""
 
     token_ids: array[int] = field(init=False)
     """The prompt and what has been generated."""
@@ -58,12 +60,20 @@ class Sequence:
     _output_digests: list[bytes] = field(default_factory=list, init=False)
     """Of the full blocks after those."""
 
-    def __post_init__(self, prompt_ids: Iterable[int], cache_salt: str | None, sibling: Sequence | None) -> None:
+    def __post_init__(
+        self,
+        prompt_ids: Iterable[int],
+        cache_salt: str | None,
+        sibling: Sequence | None,
+        delivered: Iterable[int],
+    ) -> None:
         self.token_ids = array("i", prompt_ids)
         self.prompt_tokens = len(self.token_ids)
         self.block_ids = array("i")
         self._adjustments = Adjustments.of(self.sampling, self.token_ids)
         self._prompt_digests = [root_digest(cache_salt)] if sibling is None else sibling._prompt_digests
+        for token_id in delivered:
+            self.append(token_id)
 
     @property
     def remaining(self) -> int:
@@ -119,6 +129,11 @@ class Sequence:
         """Tells the grammar, before :meth:`append`, which token was drawn."""
         if self.matcher is not None and token_id not in self.end_ids:
             self.matcher.advance(token_id)
+
+    def replay(self) -> None:
+        """Tells the grammar of the output that was delivered before."""
+        for token_id in self.output_ids:
+            self.follow(token_id)
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes the next token; says whether it was the last one and why."""

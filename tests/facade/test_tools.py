@@ -114,6 +114,7 @@ async def test_what_is_not_said_is_auto_and_parallel(facade: Facade) -> None:
         prompt = facade.runtime.requests[-1].prompt
         assert isinstance(prompt, m.ChatPrompt)
         assert (prompt.tool_choice, prompt.parallel_tool_calls) == (m.ToolChoiceMode.AUTO, True)
+    fields: dict[str, Any]
     for fields in ({"tools": []}, {"tools": None}, {"tool_choice": "none"}, {"tool_choice": "auto"}):
         status, _, _ = await facade.post(chat(**fields))
         assert status == 200

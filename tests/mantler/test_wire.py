@@ -142,6 +142,12 @@ def test_fields_that_are_not_set_mean_the_default() -> None:
     assert wire.request_from_proto(message) == m.GenerateRequest("r", "x", m.TextPrompt("hi"))
 
 
+def test_resume_points_come_back_from_the_wire() -> None:
+    point = m.ResumePoint(((1, 2), (), (3,)), frozenset({1}))
+    request = m.GenerateRequest("r", "x", m.TextPrompt("hi"), m.SamplingParams(seed=1), n=3, resume=point)
+    assert wire.request_from_proto(wire.request_to_proto(request)) == request
+
+
 @pytest.mark.parametrize("choice", [*ToolChoiceMode, NamedTool("f")])
 def test_tools_and_variables_come_back_from_the_wire(choice: ToolChoice) -> None:
     prompt = m.ChatPrompt(
@@ -188,7 +194,6 @@ def test_an_event_of_the_future_is_refused() -> None:
 
 
 UNSUPPORTED: list[tuple[str, dict[str, Any]]] = [
-    ("resume", {"resume": {}}),
     ("messages[0].content", {"chat": {"messages": [{"role": 3, "content": [{"image": {"uri": "x"}}]}]}}),
 ]
 

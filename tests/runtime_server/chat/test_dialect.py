@@ -49,9 +49,9 @@ def test_tags_are_those_of_the_model() -> None:
 )
 def test_calls_are_read_where_tools_are_offered(tools: tuple[Tool, ...], choice: ToolChoice, reads_calls: bool) -> None:
     prompt = ChatPrompt(ASKED, tools=tools, tool_choice=choice)
-    output = Dialect(REASONS).output(prompt, Reasoning.NONE)
+    output = Dialect(REASONS).output(prompt, Reasoning.NONE, b"")
     assert (output is not None) is reads_calls
-    thinking = Dialect(REASONS).output(prompt, Reasoning.POSSIBLE)
+    thinking = Dialect(REASONS).output(prompt, Reasoning.POSSIBLE, b"")
     assert thinking is not None
     call = '<tool_call>{"name": "get", "arguments": {}}</tool_call>'
     parts, rest = thinking.feed(f"<think>why</think>{call}"), thinking.flush()

@@ -13,7 +13,7 @@ from mantler.messages import FinishReason, NamedTool, ToolChoice, ToolChoiceMode
 from runtime_server.chat.formats import HERMES, LLAMA, MISTRAL, CallFormat
 from runtime_server.chat.output import ChatOutput
 from runtime_server.chat.reasoning import ReasoningSplitter
-from runtime_server.chat.tool_calls import MAX_HEAD_CHARS, ToolCallParser, new_call_id
+from runtime_server.chat.tool_calls import MAX_HEAD_CHARS, ToolCallParser, call_ids
 
 FORMS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL}
 Split = tuple[str, str, list[tuple[str, str]]]
@@ -24,7 +24,7 @@ def run(
 ) -> Split:
     """Content, reasoning, and name and arguments of each call; checks what every stream of deltas must keep."""
     ids = (f"call_{i}" for i in itertools.count())
-    parser = ToolCallParser(form, {"get", "put"}, parallel=parallel, new_id=lambda: next(ids))
+    parser = ToolCallParser(form, {"get", "put"}, parallel=parallel, ids=ids)
     output = ChatOutput(ReasoningSplitter(opened=opened) if think else None, parser)
     parts = [output.feed(piece) for piece in pieces] + [output.flush()]
     calls: list[tuple[str, str]] = []
@@ -170,15 +170,19 @@ def test_tokens_of_reasoning_are_counted() -> None:
     ],
 )
 def test_calls_that_the_model_chose_are_a_reason_to_finish(choice: ToolChoice, expected: FinishReason) -> None:
-    output = ChatOutput(None, ToolCallParser(LLAMA, {"get"}), choice)
+    output = ChatOutput(None, ToolCallParser(LLAMA, {"get"}, ids=call_ids(b"")), choice)
     assert output.finish_reason(FinishReason.STOP) is FinishReason.STOP
     output.feed('{"name": "get", "parameters": {}}')
     assert output.finish_reason(FinishReason.STOP) is expected
     assert output.finish_reason(FinishReason.LENGTH) is FinishReason.LENGTH
 
 
-def test_call_ids_look_like_openais() -> None:
-    made = new_call_id()
-    assert made.startswith("call_")
-    assert made[5:].isalnum()
-    assert len(made) == 29
+def test_call_ids_look_like_openais_and_belong_to_an_answer() -> None:
+    made = list(itertools.islice(call_ids(b"an answer"), 3))
+    assert len(set(made)) == 3
+    for each in made:
+        assert each.startswith("call_")
+        assert each[5:].isalnum()
+        assert len(each) == 29
+    assert made == list(itertools.islice(call_ids(b"an answer"), 3))
+    assert not set(made) & set(itertools.islice(call_ids(b"another"), 3))

@@ -23,7 +23,7 @@ from mantler.messages import (
 )
 from runtime_server.chat.dialect import Reasoning
 from runtime_server.chat.formats import HERMES, LLAMA, MISTRAL, CallFormat
-from runtime_server.chat.tool_calls import ToolCallParser
+from runtime_server.chat.tool_calls import ToolCallParser, call_ids
 from runtime_server.constraints.calls import forced_calls, strict_calls
 from runtime_server.constraints.grammar import grammar_text
 from runtime_server.constraints.outline import Outline, outline
@@ -68,7 +68,7 @@ def test_forced_calls_are_calls_that_validate(form: CallFormat) -> None:
     named = GrammarConstraint(forced_calls(form, TOOLS, only="get"))
     assert accepts(named, written(form, ("get", GET)))
     assert not accepts(named, written(form, ("put", PUT)))
-    parser = ToolCallParser(form, {"get", "put"})
+    parser = ToolCallParser(form, {"get", "put"}, ids=call_ids(b""))
     parser.feed(both)
     assert parser.flush()[0] == ""
     assert parser.calls == 2

@@ -71,7 +71,7 @@ async def running_engine(*, blocks: int = 2000, max_batch: int = 8) -> AsyncIter
 def generation(engine: Engine, sequence: EngineSequence, tokenizer: Tokenizer) -> Generation:
     table = tokenizer.token_bytes
     return Generation(
-        engine, [sequence], model="noise", fingerprint="f", token_bytes=table, output=lambda: OutputText(table)
+        engine, [sequence], model="noise", fingerprint="f", token_bytes=table, output=lambda _: OutputText(table)
     )
 
 

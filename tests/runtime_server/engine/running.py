@@ -77,7 +77,7 @@ def generation(
         model="fake",
         fingerprint="f",
         token_bytes=token_bytes,
-        output=lambda: OutputText(token_bytes, stop_strings, min_tokens=min_tokens),
+        output=lambda _: OutputText(token_bytes, stop_strings, min_tokens=min_tokens),
     )
 
 
