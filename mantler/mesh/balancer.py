@@ -39,7 +39,7 @@ class BalancerSettings:
     """… if it is also above the mean by this much. Without it, few requests at all would look like an imbalance."""
     min_match: float = 0.25
     """The share of a request that must have been there. A short common beginning saves too little."""
-    max_hashes: int = 200_000
+    max_hashes: int = 500_000
     """Remembered for each model."""
     max_machines_per_hash: int = 8
     breaker: BreakerSettings = field(default_factory=BreakerSettings)

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
-CHUNK_BYTES = (256,) * 16 + (1024,) * 16 + (4096,) * 32
-"""Up to 148 KiB in 64 chunks."""
+CHUNK_BYTES = (256,) * 8 + (1024,) * 14 + (4096,) * 32
+"""Up to 144 KiB in 54 chunks."""
 BOUNDARIES = tuple(accumulate(CHUNK_BYTES))
 HASH_BYTES = 8
 

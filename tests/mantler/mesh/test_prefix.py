@@ -45,9 +45,9 @@ def test_a_salt_separates() -> None:
 
 def test_a_chain_is_bounded() -> None:
     long = chain([b"x" * 4096] * 1000, b"")
-    assert len(long.hashes) == len(BOUNDARIES) == 64
+    assert len(long.hashes) == len(BOUNDARIES) == 54
     assert long.total_bytes == 4096 * 1000
-    assert covered_bytes(64) == BOUNDARIES[-1] == 148 * 1024
+    assert covered_bytes(54) == BOUNDARIES[-1] == 144 * 1024
     assert covered_bytes(0) == 0
 
 
