@@ -26,7 +26,8 @@ FOLDER = Path("runtime_server", "native")
 LIBRARY = "libmantler_ops" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 _PER_INSTRUCTION_SET = tuple(
-    f"{name}.cpp" for name in ("linear", "linear_op", "attention", "attention_op", "embedding", "embedding_op")
+    f"{name}.cpp"
+    for name in ("linear", "linear_op", "attention", "attention_op", "embedding", "embedding_op", "sampling")
 )
 _ONCE = "register.cpp"
 _FLAGS = [

@@ -50,8 +50,7 @@ class Matcher:
         """One bit per token, the lowest first."""
         self._current = False
         """Whether ``_allowed`` is that of the next token."""
-        self._mask: Mask | None = None
-        """Made when it is needed first, which is not while the sequence waits."""
+        self._mask = Mask(self._allowed)
         self._made: Future[Mask] = Future()
         self.complete = False
         """Whether the grammar is satisfied and nothing may follow."""
@@ -69,9 +68,6 @@ class Matcher:
         try:
             if not self._current:
                 self._find_allowed()
-            if self._mask is None:
-                self._mask = Mask(self._vocab_size)
-            self._mask.fill(self._allowed)
             self._made.set_result(self._mask)
         except BaseException as error:  # a panic of the parser is no Exception
             self._made.set_exception(error)

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
-from runtime_server.engine.sampler import Floats, Row, SamplingRow, likeliest
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime_server.engine.sampler import Floats, SamplingRow
 
 LEAST = -9999.0
 """Stands for the logarithm of nothing, which JSON cannot say. OpenAI's number."""
@@ -56,11 +59,18 @@ def rank(logits: Floats, token_id: int, top: int) -> Ranking:
         logits: ``[vocab_size]``
         top: how many of the likeliest tokens to name.
     """
-    row = Row(logits, 1.0)
-    mass = math.log(row.total())
-    ids = likeliest(row, top).tolist() if top else []
-    chosen, *others = (_at_least(float(value) - mass) for value in logits[[token_id, *ids]] - row.peak)
+    peak = logits.max()
+    mass = math.log(float(np.exp(logits - peak).sum()))
+    ids = likeliest(logits, top).tolist() if top else []
+    chosen, *others = (_at_least(float(value) - mass) for value in logits[[token_id, *ids]] - peak)
     return Ranking(chosen, tuple(ids), tuple(others))
+
+
+def likeliest(logits: Floats, count: int) -> NDArray[np.int64]:
+    """The ``count`` likeliest tokens, best first; equal ones by their ids. All of them where there are no more."""
+    least = np.partition(logits, -count)[-count] if count < len(logits) else -np.inf
+    ids = np.flatnonzero(logits >= least)
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
 def _top(row: SamplingRow) -> int:

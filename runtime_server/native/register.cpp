@@ -1,9 +1,10 @@
-// Registers the operators that were compiled for the best instruction set of this processor.
+// Registers the operators that were compiled for the best instruction set of this processor, and names its sampler.
 #include <cstdlib>
 #include <cstring>
 
 #include "ort_abi.h"
 #include "processor.h"
+#include "sampling.h"
 
 static_assert(offsetof(ort::CustomOp, create_kernel_v2) == 17 * sizeof(void*), "the layout of onnxruntime_c_api.h");
 
@@ -12,8 +13,9 @@ static_assert(offsetof(ort::CustomOp, create_kernel_v2) == 17 * sizeof(void*), "
   const ort::CustomOp* linear_op();     \
   const ort::CustomOp* attention_op();  \
   const ort::CustomOp* embedding_op();  \
+  sampling::Sample sample;              \
   }
-#define MANTLER_OPS(isa) {isa::linear_op, isa::attention_op, isa::embedding_op}
+#define MANTLER_OPS(isa) {isa::linear_op, isa::attention_op, isa::embedding_op}, isa::sample
 
 MANTLER_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -28,6 +30,7 @@ struct Isa {
   const char* name;
   bool there;
   const ort::CustomOp* (*ops[3])();
+  sampling::Sample* sample;
 };
 
 // The first that this processor has, or the one that MANTLER_INSTRUCTION_SET names if it has that.
@@ -53,6 +56,11 @@ const Isa& chosen() {
 }  // namespace
 
 MANTLER_EXPORT const char* mantler_instruction_set() { return chosen().name; }
+
+MANTLER_EXPORT void mantler_sample(const float* logits, int64_t rows, int64_t vocab_size, const sampling::Row* row,
+                                   int64_t* tokens) {
+  chosen().sample(logits, rows, vocab_size, row, tokens);
+}
 
 MANTLER_EXPORT ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
   const ort::Calls calls(base->get_api(ort::kVersion));

@@ -140,6 +140,37 @@ MANTLER_INLINE V where_greater(const V& a, const V& b, const V& x, const V& y) {
   }
 }
 
+// A bit per lane, the lowest for the first one: whether a >= b.
+template <typename V>
+MANTLER_INLINE uint32_t not_less(const V& a, const V& b) {
+  if constexpr (kIsRegister<V>) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps(
+        _mm256_cmp_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), _CMP_GE_OQ)));
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < kRegisterLanes; ++i) bits |= static_cast<uint32_t>(a[i] >= b[i]) << i;
+    return bits;
+#endif
+  } else {
+    return not_less(a.low, b.low) | not_less(a.high, b.high) << kHalf<V>;
+  }
+}
+
+// Where a bit is set, the lowest for the first lane: x, elsewhere y.
+template <typename V>
+MANTLER_INLINE V where_bits(uint32_t bits, const V& x, const V& y) {
+  if constexpr (kIsRegister<V>) {
+    Wholes places;
+    for (int i = 0; i < kRegisterLanes; ++i) places[i] = 1 << i;
+    return (places & static_cast<int32_t>(bits)) != 0 ? x : y;
+  } else {
+    return {where_bits(bits, x.low, y.low), where_bits(bits >> kHalf<V>, x.high, y.high)};
+  }
+}
+
 template <typename V>
 MANTLER_INLINE V max(const V& a, const V& b) {
   return where_greater(a, b, a, b);

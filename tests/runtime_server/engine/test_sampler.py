@@ -1,105 +1,14 @@
-from collections.abc import Sequence as Items
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mantler.messages import SamplingParams
-from runtime_server.engine.sampler import DEPTHS, Floats, Row, SamplingRow, cut, draw, kept, sample
+from runtime_server.constraints.mask import Mask
+from runtime_server.engine.adjustments import Adjustments
+from runtime_server.engine.sampler import SamplingRow, sample
 
-
-def naive_cut(weights: Items[float], params: SamplingParams, total: float) -> int:
-    """The definition: the nucleus is the shortest beginning with a share of ``top_p``; min_p looks at each token."""
-    nucleus, mass = 0, 0.0
-    for weight in weights:
-        nucleus += 1
-        mass += weight
-        if params.top_p < 1 and mass >= params.top_p * total:
-            break
-    return sum(weight >= params.min_p * weights[0] for weight in weights[:nucleus])
-
-
-def naive_kept(logits: Floats, params: SamplingParams) -> list[int]:
-    """The definition, with a full sort."""
-    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[: params.top_k or None]
-    every = np.exp((logits - logits.max()) * np.float32(1 / params.temperature))
-    weights = every[order]
-    total = float(weights.sum(dtype=np.float64) if params.top_k else every.sum())
-    return order[: naive_cut(weights.tolist(), params, total)]
-
-
-cuts = {
-    "top_p": st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.25, 0.01]),
-    "min_p": st.sampled_from([0.0, 0.01, 0.25, 0.5, 1.0]),
-}
-
-
-# Powers of two add up without rounding, so the definition and the fast way agree on every border.
-@given(
-    st.lists(st.integers(0, 12).map(lambda e: 2.0**-e), min_size=1, max_size=600),
-    st.builds(SamplingParams, **cuts),
-    st.sampled_from([0.0, 0.5]),
-)
-def test_cut_is_the_definition(weights: list[float], params: SamplingParams, rest: float) -> None:
-    weights.sort(reverse=True)
-    total = sum(weights) + rest
-    assert cut(np.array(weights, np.float32), params, total) == naive_cut(weights, params, total)
-
-
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 2000),
-    st.sampled_from([0.0, 0.1, 3.0, 20.0]),
-    st.builds(
-        SamplingParams,
-        temperature=st.sampled_from([0.1, 0.7, 1.0, 2.0]),
-        top_k=st.sampled_from([0, 1, 2, 40, 300, 10_000]),
-        **cuts,
-    ),
-)
-def test_kept_is_the_definition(seed: int, size: int, spread: float, params: SamplingParams) -> None:
-    logits = (np.random.default_rng(seed).standard_normal(size) * spread).round(1).astype(np.float32)
-    ids, weights = kept(Row(logits, params.temperature), params)
-    assert ids.tolist() == naive_kept(logits, params)
-    assert (np.diff(weights) <= 0).all()
-    for number in (0.0, 0.3, 1 - 2**-53):
-        assert draw(logits, params, number) in ids
-
-
-@pytest.mark.parametrize("deepest", range(len(DEPTHS)))
-def test_tokens_far_below_the_likeliest_are_found(deepest: int) -> None:
-    depths = [depth for depth in DEPTHS if depth < np.inf]
-    logits = np.array([0.0] + [-depth - 1 for depth in depths], np.float32)
-    ids, _ = kept(Row(logits, 1.0), SamplingParams(top_k=deepest + 1))
-    assert ids.tolist() == list(range(deepest + 1))
-
-
-@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
-def test_without_cuts_the_tokens_follow_by_id(size: int) -> None:
-    logits = np.zeros(size, np.float32)
-    for token in {0, size // 2, size - 1}:
-        assert draw(logits, SamplingParams(), (token + 0.5) / size) == token
-
-
-def test_draws_follow_the_distribution() -> None:
-    logits = np.log(np.array([0.5, 0.25, 0.125, 0.125], np.float32))
-    numbers = (np.arange(10_000) + 0.5) / 10_000
-    drawn = np.bincount([draw(logits, SamplingParams(), number) for number in numbers], minlength=4) / 10_000
-    np.testing.assert_allclose(drawn, [0.5, 0.25, 0.125, 0.125], atol=1e-3)
-
-
-def test_a_temperature_near_zero_is_greedy_and_finite() -> None:
-    logits = np.array([1.0, 3.0, 2.0], np.float32)
-    assert draw(logits, SamplingParams(temperature=1e-30), 0.999) == 1
-
-
-@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
-def test_a_token_without_weight_is_never_drawn(number: float) -> None:
-    logits = np.array([-np.inf, 0.0, -np.inf], np.float32)
-    assert draw(logits, SamplingParams(), number) == 1
+GREEDY = SamplingParams(temperature=0.0)
 
 
 def test_rows_are_independent_of_each_other() -> None:
@@ -116,16 +25,43 @@ def test_rows_are_independent_of_each_other() -> None:
 
 def test_banned_tokens_are_not_drawn() -> None:
     logits = np.array([[5.0, 4.0, 3.0]], np.float32)
-    greedy = SamplingParams(temperature=0.0)
-    assert sample(logits.copy(), [SamplingRow(greedy, 0, 0, 0)]) == [0]
-    assert sample(logits.copy(), [SamplingRow(greedy, 0, 0, 0, banned=(0, 1))]) == [2]
+    assert sample(logits.copy(), [SamplingRow(GREEDY, 0, 0, 0)]) == [0]
+    assert sample(logits.copy(), [SamplingRow(GREEDY, 0, 0, 0, banned=(0, 1))]) == [2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 2.0])
+def test_bias_penalties_ban_and_mask_are_kept_together(temperature: float) -> None:
+    params = SamplingParams(temperature=temperature, logit_bias=((5, 100.0), (2, 100.0)), frequency_penalty=2.0)
+    adjustments = Adjustments(params, [])
+    mask = Mask(np.array([0b0001_1111], np.uint8))
+    for _ in range(60):
+        adjustments.add(2)
+    row = SamplingRow(params, 3, 0, 60, banned=(0, 1, 3), mask=mask, adjustments=adjustments)
+    # The bias lifts 5, which the mask forbids, and 2, which was said too often.
+    assert sample(np.zeros((1, 8), np.float32), [row]) == [4]
+
+
+def test_a_mask_leaves_the_logits_alone() -> None:
+    logits = np.arange(8, dtype=np.float32)[None]
+    row = SamplingRow(GREEDY, 0, 0, 0, mask=Mask(np.array([0b0000_0110], np.uint8)))
+    assert not row.changes_logits
+    assert sample(logits, [row]) == [2]
+    np.testing.assert_array_equal(logits[0], np.arange(8))
+
+
+def test_the_same_row_draws_the_same_token_and_others_differ() -> None:
+    rows = [SamplingRow(SamplingParams(), 5, 0, position) for position in [*range(40), *range(40)]]
+    drawn = sample(np.zeros((80, 1000), np.float32), rows)
+    assert drawn[:40] == drawn[40:]
+    assert len(set(drawn)) > 30
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-45])
-@pytest.mark.parametrize("cuts", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}])
+@pytest.mark.parametrize("cuts", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}], ids=str)
 def test_a_tiny_temperature_is_greedy(temperature: float, cuts: dict[str, Any]) -> None:
-    logits = np.array([1.0, 9.0, -20.0, 8.0], np.float32)
-    assert draw(logits, replace(SamplingParams(temperature=temperature), **cuts), 0.99) == 1
+    rows = [SamplingRow(SamplingParams(temperature=temperature, **cuts), 7, 0, position) for position in range(20)]
+    logits = np.array([[1.0, 9.0, -20.0, 8.0]] * 20, np.float32)
+    assert sample(logits, rows) == [1] * 20
 
 
 @pytest.mark.parametrize("cuts", [{}, {"min_p": 0.1}, {"top_p": 0.9}, {"top_k": 3}], ids=str)

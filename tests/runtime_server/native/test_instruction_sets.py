@@ -17,7 +17,7 @@ from tests.runtime_server.native.operators import Linear
 ROOT = Path(__file__).parents[3]
 SETS = ("avx512_bf16", "avx512_vnni", "avx2", "baseline")
 """The best first; a processor has all that come after its own."""
-TESTS = ("test_linear.py", "test_attention.py", "test_embedding.py")
+TESTS = ("test_linear.py", "test_attention.py", "test_embedding.py", "test_sampling.py")
 
 
 def in_a_process_with(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

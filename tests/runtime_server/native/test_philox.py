@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from runtime_server.engine.philox import philox4x32, uniform
+from tests.philox import philox4x32, uniform
 
 
 # Known answers of the authors' Random123 library, kat_vectors, "philox4x32 10".

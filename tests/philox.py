@@ -1,8 +1,6 @@
-"""Philox4x32-10, a counter-based random number generator.
+"""Philox4x32-10 in numpy, an independent second opinion on the native sampler's numbers.
 
-Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The number at a place is a
-function of a key and a counter, with no state in between. Keyed by a request's seed and counted by choice and
-position, a request draws the same numbers whatever else is in the batch and wherever it is resumed.
+The algorithm is that of Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 from __future__ import annotations
