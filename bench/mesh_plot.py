@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.mesh_figures import Figures
 from bench.plot import COLOURS, NO_MATPLOTLIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from bench.mesh_simulation import Figures
 
 
 def draw(found: Sequence[Figures], path: Path) -> Path | str:

@@ -22,7 +22,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +31,11 @@ from rich.progress import Progress
 
 from bench.figures import quantile
 from bench.machine import machine as this_machine
+from bench.mesh_figures import Figures, membership_table, table
 from bench.mesh_machines import WORKLOADS, BlockCache, SimulatedMachine, Streams, Turn, Workload
-from bench.mesh_membership import Membership, measure_membership, mesh_machine
+from bench.mesh_membership import measure_membership, mesh_machine
 from bench.mesh_plot import draw
 from bench.options import among, levels, positive
-from bench.report import markdown, number
 from mantler.mesh.balancer import Assignment, Balancer, BalancerSettings, Request
 from mantler.mesh.breaker import Outcome
 from mantler.mesh.directory import Directory
@@ -50,31 +50,6 @@ REPORT_EVERY_S = 1.0
 REPORT_DELAY_S = 0.2
 POLICIES = ("affinity", "load")
 """With the prefixes of requests, and without them."""
-HEADS = (
-    *("workload", "policy", "machines", "streams", "choice p50", "p99"),
-    *("hit rate", "of one machine's", "work, busiest / mean", "load, busiest / mean"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What one simulation found."""
-
-    workload: str
-    policy: str
-    machines: int
-    streams: int
-    requests: int
-    choice_p50_us: float
-    choice_p99_us: float
-    hit_rate: float
-    """Share of the prompts' blocks that the machine had."""
-    single_hit_rate: float
-    """That of one machine with all the memory."""
-    work_ratio: float
-    """Slot time over the whole run: the busiest machine's by the mean."""
-    load_ratio: float
-    """Tokens held at one moment: the busiest machine's by the mean, averaged over the second half of the run."""
 
 
 class Simulation:
@@ -188,43 +163,6 @@ def requests(streams: int, given: argparse.Namespace) -> int:
     return max(at_least, 2 * streams)
 
 
-def table(found: list[Figures]) -> str:
-    """The simulations, a line each."""
-    lines = [
-        (
-            one.workload,
-            one.policy,
-            f"{one.machines:,}",
-            f"{one.streams:,}",
-            number(one.choice_p50_us, 1, " µs"),
-            number(one.choice_p99_us, 1, " µs"),
-            number(100 * one.hit_rate, 1, " %"),
-            number(100 * one.hit_rate / one.single_hit_rate, 1, " %"),
-            number(one.work_ratio, 2),
-            number(one.load_ratio, 2),
-        )
-        for one in found
-    ]
-    return markdown(HEADS, lines, left=2)
-
-
-def membership_table(found: list[Membership]) -> str:
-    """The changes of membership, a line for each size."""
-    heads = ("machines", "one joins", "one reports", "one leaves", "all join", "all leases end")
-    lines = [
-        (
-            f"{one.machines:,}",
-            number(one.join_us, 1, " µs"),
-            number(one.report_us, 1, " µs"),
-            number(one.leave_us, 1, " µs"),
-            number(one.all_join_ms, 1, " ms"),
-            number(one.all_expire_ms, 1, " ms"),
-        )
-        for one in found
-    ]
-    return markdown(heads, lines, left=0)
-
-
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machines", type=levels, default=(4, 32, 100, 1000), help="sizes of the mesh")
@@ -249,6 +187,8 @@ def main() -> None:
     runs = list(itertools.product(given.workloads, given.policies, given.machines))
     earlier = json.loads(given.add.read_text(encoding="utf-8"))["simulations"] if given.add else []
     found = [Figures(**one) for one in earlier]
+    # First, while there is little in memory for the garbage collector to look through.
+    membership = [measure_membership(machines) for machines in given.machines]
     with Progress(console=Console(stderr=True), transient=True) as progress:
         for workload, policy, machines in runs:
             streams = machines * given.streams_per_machine
@@ -256,7 +196,6 @@ def main() -> None:
             task = progress.add_task(name, total=requests(streams, given))
             simulation = Simulation(WORKLOADS[workload], policy, machines, streams, given)
             found.append(simulation.run(partial(progress.advance, task)))
-    membership = [measure_membership(machines) for machines in given.machines]
     if given.json:
         figures = {"machine": this_machine(), "simulations": list(map(asdict, found))}
         json.dump(figures | {"membership": list(map(asdict, membership))}, sys.stdout, indent=1)

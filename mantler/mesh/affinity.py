@@ -54,11 +54,15 @@ class AffinityIndex:
         before = after = alone
         # From the deepest to the shallowest: see `matches`.
         for key in reversed(prefix.hashes):
-            machines = self._machines.get(key, alone)
+            machines = self._machines.get(key)
+            if machines is None:
+                self._machines[key] = alone
+                continue
             if machines is not before:
                 before = machines
                 after = machines if machines[0] == machine_id else self._with_first(machine_id, machines)
-            self._machines[key] = after
+            if after is not machines:
+                self._machines[key] = after
             self._machines.move_to_end(key)
         while len(self._machines) > self._max_hashes:
             self._machines.popitem(last=False)
