@@ -16,7 +16,7 @@ class AffinityIndex:
     it hoped to save. A machine that is gone is not looked for; it falls out as others come.
 
     Args:
-        max_hashes: how many are remembered; some 200 bytes each.
+        max_hashes: how many are remembered; some 170 bytes each, where one machine has it.
         max_machines: how many are remembered for one hash.
     """
 
