@@ -62,7 +62,9 @@ def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
             logits[i, list(row.banned)] = -np.inf
     if all(row.params.temperature == 0 and row.mask is None for row in rows):
         greedy: list[int] = logits.argmax(axis=1).tolist()
-        return greedy
+        # Where a logit is no number, numpy takes it for the greatest.
+        if not np.isnan(logits[np.arange(len(rows)), greedy]).any():
+            return greedy
     return sampling.draw(logits, [_packed(row) for row in rows])
 
 

@@ -71,3 +71,10 @@ def test_logits_that_are_no_numbers_harm_nobody_else(cuts: dict[str, Any]) -> No
     logits = np.stack([good, np.full(50, np.nan, np.float32), good])
     first, _, last = sample(logits, [row] * 3)
     assert first == last == sample(good[None].copy(), [row])[0]
+
+
+def test_a_greedy_row_with_logits_that_are_no_numbers_does_not_depend_on_its_neighbours() -> None:
+    logits = np.array([[0.0, np.nan, 3.0, 1.0]] * 2, np.float32)
+    greedy = SamplingRow(GREEDY, 0, 0, 0)
+    assert sample(logits, [greedy, greedy]) == [2, 2]
+    assert sample(logits, [greedy, SamplingRow(SamplingParams(), 0, 0, 0)])[0] == 2
