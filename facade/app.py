@@ -22,8 +22,8 @@ from facade.routes.models import get_model, list_models
 from facade.routes.openapi import get_docs, get_openapi
 from facade.routes.tokens import detokenize, tokenize
 from facade.services import SERVICES, Services
-from mantler.client import RuntimeClient
 from mantler.config import FacadeSettings, join_address, split_address
+from mantler.routing.client import MeshClient, connected
 from mantler.telemetry import log_event
 from mantler.tenancy.limits import RequestLimiter
 from mantler.tenancy.store import KeyStore
@@ -37,8 +37,8 @@ _http_log = logging.getLogger("facade.http")
 _http_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
-def create_app(settings: FacadeSettings, *, client: RuntimeClient, keys: KeyStore) -> web.Application:
-    """The REST API in front of the runtime behind ``client``. The caller closes ``client`` and ``keys``."""
+def create_app(settings: FacadeSettings, *, client: MeshClient, keys: KeyStore) -> web.Application:
+    """The REST API in front of the machines behind ``client``. The caller closes ``client`` and ``keys``."""
     app = web.Application(
         middlewares=[frame_exchange, translate_errors],
         client_max_size=settings.max_body_mb * 2**20,
@@ -70,7 +70,8 @@ async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
     Raises ``OSError`` if the address cannot be bound, and ``MantlerError`` if the key store cannot be opened or
     ``bootstrap_key`` has the wrong shape.
     """
-    async with await KeyStore.open(settings.database_url) as keys, RuntimeClient(settings.runtime) as client:
+    machines = connected(settings.runtimes, resume_within_s=settings.resume_within_s)
+    async with await KeyStore.open(settings.database_url) as keys, machines as client:
         if settings.bootstrap_key is not None:
             record = await keys.ensure(settings.bootstrap_key)
             if record.revoked_unix_s is not None:
@@ -109,7 +110,7 @@ async def serve(
     stop = stop or asyncio.Event()
     with _stopped_by_signals(stop):
         async with running(settings) as (host, port):
-            log_event(_log, "serving", http=join_address(host, port), runtime=settings.runtime)
+            log_event(_log, "serving", http=join_address(host, port), machines=",".join(settings.runtimes))
             if on_bound is not None:
                 on_bound(host, port)
             await stop.wait()

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from facade.spelling import spelled_as
-from mantler.client import RuntimeClient
 from mantler.messages import ChatPrompt, Delta, Event, GenerateRequest, Started, TextPrompt, TokenPrompt
+from mantler.routing.client import MeshClient
 
 MAX_AT_ONCE = 8
 """Prompts of one request that the runtime has at the same time. The others wait here, not in its queue, where they
@@ -16,7 +16,7 @@ would be in the way of other clients."""
 
 
 def generate_all(
-    client: RuntimeClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
+    client: MeshClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
 ) -> AsyncGenerator[Event, None]:
     """The events of ``requests``, which all have the same ``n``; closing the iterator cancels what runs.
 
@@ -30,7 +30,7 @@ def generate_all(
     return _merged(client, requests, echoes or [""] * len(requests), timeout_s)
 
 
-async def prompt_text(client: RuntimeClient, request: GenerateRequest) -> str:
+async def prompt_text(client: MeshClient, request: GenerateRequest) -> str:
     """The prompt of ``request`` as text, which the runtime knows where it is token ids."""
     match request.prompt:
         case TextPrompt(text):
@@ -43,7 +43,7 @@ async def prompt_text(client: RuntimeClient, request: GenerateRequest) -> str:
 
 
 async def _merged(
-    client: RuntimeClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
+    client: MeshClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
 ) -> AsyncGenerator[Event, None]:
     # A reader that does not keep up holds the streams back: what waits here is bounded.
     arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue(MAX_AT_ONCE)
@@ -74,7 +74,7 @@ async def _merged(
 
 
 async def _echoed(
-    client: RuntimeClient, request: GenerateRequest, echo: str, timeout_s: float
+    client: MeshClient, request: GenerateRequest, echo: str, timeout_s: float
 ) -> AsyncGenerator[Event, None]:
     async with aclosing(client.generate(request, timeout_s)) as events:
         async for event in events:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mantler.client import RuntimeClient
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import ModelInfo, ModelState
+from mantler.routing.client import MeshClient
 from mantler.tenancy.store import KeyRecord
 
 LOOKUP_TIMEOUT_S = 2.0
@@ -17,18 +17,18 @@ MAX_NAMED = 5
 MAX_NAME_CHARS = 80
 
 
-async def usable_models(client: RuntimeClient, key: KeyRecord) -> list[ModelInfo]:
+async def usable_models(client: MeshClient, key: KeyRecord) -> list[ModelInfo]:
     """The models that answer requests and that ``key`` may use. Raises MACHINE_OFFLINE for a runtime that is silent."""
     with _silence_is_offline():
-        models = await client.list_models(LOOKUP_TIMEOUT_S)
+        models = await client.list_models()
     return [model for model in models if model.state is ModelState.READY and key.allows(model.id)]
 
 
-async def usable_model(client: RuntimeClient, key: KeyRecord, name: str) -> ModelInfo:
+async def usable_model(client: MeshClient, key: KeyRecord, name: str) -> ModelInfo:
     """One of them. Raises MODEL_NOT_FOUND, and MACHINE_OFFLINE for a runtime that is silent."""
     try:
         with _silence_is_offline():
-            model = await client.get_model(name, LOOKUP_TIMEOUT_S)
+            model = await client.get_model(name)
     except MantlerError as error:
         if error.code is ErrorCode.MODEL_NOT_FOUND:
             raise await not_found(client, key, name) from error
@@ -38,7 +38,7 @@ async def usable_model(client: RuntimeClient, key: KeyRecord, name: str) -> Mode
     return model
 
 
-async def not_found(client: RuntimeClient, key: KeyRecord, name: str) -> MantlerError:
+async def not_found(client: MeshClient, key: KeyRecord, name: str) -> MantlerError:
     """MODEL_NOT_FOUND for ``name``, with what ``key`` may use instead, as far as the runtime tells."""
     shown = repr(name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 1] + "…")
     message = f"The model {shown} is not served here."

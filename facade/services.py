@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from facade.admission import Admission
-from mantler.client import RuntimeClient
 from mantler.config import FacadeSettings
+from mantler.routing.client import MeshClient
 from mantler.tenancy.limits import RequestLimiter
 from mantler.tenancy.store import KeyStore
 
@@ -18,7 +18,7 @@ class Services:
     """One of each, for the life of the application."""
 
     settings: FacadeSettings
-    client: RuntimeClient
+    client: MeshClient
     keys: KeyStore
     limiter: RequestLimiter
     admission: Admission

@@ -9,6 +9,7 @@ It speaks the plain values of :mod:`mantler.messages`; every failure is a ``Mant
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 
 UNARY_TIMEOUT_S = 10.0
 
+Call = grpc.aio.UnaryStreamCall[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]
+
 _T = TypeVar("_T")
 _log = logging.getLogger("mantler.client")
 
@@ -95,13 +98,20 @@ class RuntimeClient:
         """Ends open calls and the connection."""
         await self._channel.close(None)
 
-    async def generate(self, request: m.GenerateRequest, timeout_s: float) -> AsyncGenerator[m.Event, None]:
+    async def generate(
+        self, request: m.GenerateRequest, timeout_s: float, given_up: GivenUp | None = None
+    ) -> AsyncGenerator[m.Event, None]:
         """The events of one request, in order and without gaps, each choice finished.
 
         Closing the iterator cancels the call, which frees the slot on the runtime; so does passing ``timeout_s``.
         Iterate inside ``contextlib.aclosing``, or it is closed only when it is collected.
+
+        Args:
+            given_up: ends the call from outside, with MACHINE_OFFLINE.
         """
         call = self._generation.Generate(wire.request_to_proto(request), timeout=timeout_s)
+        if given_up is not None:
+            given_up.watch(call)
         order = _Order()
         try:
             async for message in call:
@@ -109,6 +119,12 @@ class RuntimeClient:
             order.check_end()
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
+        except asyncio.CancelledError as error:
+            if given_up is None or not given_up.is_set or _cancelled():
+                raise
+            raise MantlerError(
+                ErrorCode.MACHINE_OFFLINE, "The machine has fallen silent.", retry_after_s=1.0
+            ) from error
         finally:
             call.cancel()
 
@@ -159,6 +175,32 @@ class RuntimeClient:
     async def unload_model(self, model: str, timeout_s: float | None = None) -> None:
         """Frees a model's memory after its running requests have finished."""
         await _answer(self._models.UnloadModel(model_pb2.UnloadModelRequest(model=model), timeout=timeout_s))
+
+
+class GivenUp:
+    """Ends a call of :meth:`RuntimeClient.generate` from outside the task that iterates over it."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._call: Call | None = None
+
+    def watch(self, call: Call) -> None:
+        """The call that is to end."""
+        self._call = call
+        if self.is_set:
+            call.cancel()
+
+    def give_up(self) -> None:
+        """Ends it. Whoever waits for its next event gets MACHINE_OFFLINE."""
+        self.is_set = True
+        if self._call is not None:
+            self._call.cancel()
+
+
+def _cancelled() -> bool:
+    """Whether somebody wants the current task itself to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Order:

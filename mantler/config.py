@@ -82,6 +82,9 @@ def _model_id(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 """A ``HOST:PORT``. Port 0 lets the system choose one."""
 
+Addresses = Annotated[list[Address], NoDecode, BeforeValidator(_split_commas)]
+"""Like :data:`StringList`, of addresses."""
+
 StringList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 """Several strings: a flag is repeated, an environment variable is separated by commas."""
 
@@ -182,6 +185,18 @@ class FacadeSettings(Settings):
 
     http: Address = Field("127.0.0.1:8080", description="Where the facade serves HTTP, HOST:PORT.")
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
+    machines: Addresses = Field(
+        default_factory=list,
+        description="Runtime of another machine, HOST:PORT; may be given several times. Requests are spread over all "
+        "of them, and --runtime counts only where it is given as well.",
+    )
+    resume_within_s: float = Field(
+        10.0,
+        ge=0,
+        le=600,
+        description="How long a stream that lost its machine waits for another one, or for the same one to come back, "
+        "in seconds.",
+    )
     request_timeout_s: float = Field(
         600.0, gt=0, le=86_400, description="Deadline of one generation in seconds, waiting included."
     )
@@ -202,6 +217,12 @@ class FacadeSettings(Settings):
         json_schema_extra=SECRET,
         repr=False,
     )
+
+    @property
+    def runtimes(self) -> list[str]:
+        """The addresses of all runtimes, each once."""
+        own = [self.runtime] if "runtime" in self.model_fields_set or not self.machines else []
+        return list(dict.fromkeys([*own, *self.machines]))
 
 
 class UpSettings(Settings):

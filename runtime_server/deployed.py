@@ -133,6 +133,7 @@ class DeployedModel:
             self._deployment,
             slots_used=self.engine.running,
             queue_length=self.engine.waiting,
+            held_tokens=self.engine.held_tokens,
             profile=self.engine.profile(),
         )
 

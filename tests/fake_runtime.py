@@ -33,6 +33,15 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 FINGERPRINT = "fp_fake"
 CONTEXT_LENGTH = 8192
+DEPLOYMENT = m.Deployment(
+    max_request_tokens=CONTEXT_LENGTH,
+    slots=16,
+    slots_used=0,
+    queue_capacity=64,
+    queue_length=0,
+    kv_cache_bytes=1_000_000,
+    device="fake",
+)
 
 
 def model(model_id: str, state: m.ModelState = m.ModelState.READY) -> m.ModelInfo:
@@ -46,6 +55,7 @@ def model(model_id: str, state: m.ModelState = m.ModelState.READY) -> m.ModelInf
         context_length=CONTEXT_LENGTH,
         size_bytes=140_000_000,
         created_unix_s=1_700_000_000,
+        deployment=DEPLOYMENT if state is m.ModelState.READY else None,
     )
 
 
@@ -67,16 +77,23 @@ def spelled(token_ids: Iterable[int]) -> str:
 
 
 async def echo(request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
-    """Says the words of the last message, one token each, up to ``max_tokens``; all choices do, taking turns."""
+    """Says the words of the last message, one token each, up to ``max_tokens``; all choices do, taking turns.
+
+    Goes on where the request says that an answer was cut off.
+    """
     spoken = words(request.prompt)
     said = spoken[: request.stop.max_tokens or len(spoken)]
-    choices = range(request.n)
+    point = request.resume or m.ResumePoint(((),) * request.n)
+    choices = [index for index in range(request.n) if index not in point.finished]
     for index in choices:
         yield index, m.Started(request.model, prompt_tokens=len(spoken), fingerprint=FINGERPRINT)
+        if point.delivered[index]:
+            yield index, m.Delta("".join(said[: len(point.delivered[index])]))
     for token_id, word in enumerate(said):
         logprobs = () if request.logprobs is None else (token_logprob(token_id, word, request.logprobs.top),)
         for index in choices:
-            yield index, m.Delta(word, (token_id,), logprobs)
+            if token_id >= len(point.delivered[index]):
+                yield index, m.Delta(word, (token_id,), logprobs)
     reason = m.FinishReason.LENGTH if len(said) < len(spoken) else m.FinishReason.STOP
     for index in choices:
         yield index, m.Finished(reason, m.Usage(len(spoken), len(said)))
@@ -127,6 +144,12 @@ class FakeRuntime:
         self.models["cold:1b"] = model("cold:1b", m.ModelState.STORED)
         self.requests: list[m.GenerateRequest] = []
         self.cancelled = 0
+        self.thawed = asyncio.Event()
+        """Cleared, the machine accepts calls and answers none, as a process that is stopped."""
+        self.thawed.set()
+        self.lists = asyncio.Event()
+        """Cleared, the machine does not say which models it has."""
+        self.lists.set()
         self.active = 0
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -161,6 +184,11 @@ class FakeRuntime:
         async with self._changed:
             await self._changed.wait_for(lambda: self.active == 0)
 
+    async def busy(self, generations: int = 1) -> None:
+        """Waits until so many generations run."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.active >= generations)
+
     def known(self, model_id: str) -> m.ModelInfo:
         """A model of the store. Raises MODEL_NOT_FOUND."""
         if model_id not in self.models:
@@ -178,6 +206,8 @@ class FakeRuntime:
     async def running(self) -> AsyncIterator[None]:
         """Counts one generation."""
         self.active += 1
+        async with self._changed:
+            self._changed.notify_all()
         try:
             yield
         except asyncio.CancelledError:
@@ -203,6 +233,7 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
             async with self._runtime.running(), contextlib.aclosing(self._runtime.script(wanted)) as bodies:
                 seq = 0
                 async for said in bodies:
+                    await self._runtime.thawed.wait()
                     index, body = said if isinstance(said, tuple) else (0, said)
                     yield wire.event_to_proto(m.Event(seq, index, body))
                     seq += 1
@@ -237,6 +268,8 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: model_pb2.ListModelsRequest, context: Context
     ) -> model_pb2.ListModelsResponse:
+        await self._runtime.thawed.wait()
+        await self._runtime.lists.wait()
         models = sorted(self._runtime.models.values(), key=lambda known: known.id)
         return model_pb2.ListModelsResponse(models=[wire.model_to_proto(known) for known in models])
 

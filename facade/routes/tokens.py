@@ -23,8 +23,8 @@ from facade.token_bodies import (
     parse_tokenize_body,
     prompt_to_count,
 )
-from mantler.client import RuntimeClient
 from mantler.errors import ErrorCode, MantlerError
+from mantler.routing.client import MeshClient
 
 _Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
 
@@ -42,7 +42,7 @@ async def detokenize(request: web.Request) -> web.Response:
 async def _answer(
     request: web.Request,
     parse: Callable[[bytes], _Body],
-    ask: Callable[[RuntimeClient, _Body, float], Awaitable[dict[str, Any]]],
+    ask: Callable[[MeshClient, _Body, float], Awaitable[dict[str, Any]]],
 ) -> web.Response:
     """Goes the way of a generation: key, a place, body, model access, rate limit, runtime."""
     services = request.app[SERVICES]
@@ -64,13 +64,13 @@ async def _answer(
     return json_answer(answer)
 
 
-async def _tokenize(client: RuntimeClient, body: TokenizeBody, timeout_s: float) -> dict[str, Any]:
+async def _tokenize(client: MeshClient, body: TokenizeBody, timeout_s: float) -> dict[str, Any]:
     prompt = prompt_to_count(body)
     with spelled_as("messages", "messages" if body.prompt is None else "prompt"):
         counted = await client.count_tokens(body.model, prompt, include_token_ids=True, timeout_s=timeout_s)
     return {"count": counted.tokens, "max_model_len": counted.context_length, "tokens": counted.token_ids}
 
 
-async def _detokenize(client: RuntimeClient, body: DetokenizeBody, timeout_s: float) -> dict[str, Any]:
+async def _detokenize(client: MeshClient, body: DetokenizeBody, timeout_s: float) -> dict[str, Any]:
     tokens = read_token_ids("tokens", body.tokens)
     return {"prompt": await client.detokenize(body.model, tokens, timeout_s=timeout_s)}

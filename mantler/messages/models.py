@@ -66,6 +66,8 @@ class Deployment:
     kv_cache_bytes: int
     device: str
     profile: EngineProfile = EngineProfile()
+    held_tokens: int = 0
+    """Of running and waiting requests, prompts and outputs together."""
 
 
 @dataclass(frozen=True, slots=True)

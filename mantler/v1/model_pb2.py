@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mantler/v1/model.proto\x12\nmantler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.mantler.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x17\n\x0fparameter_count\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\ndeployment\x18\t \x01(\x0b\x32\x16.mantler.v1.Deployment\"\xcd\x01\n\nDeployment\x12\x1a\n\x12max_request_tokens\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x12\n\nslots_used\x18\x03 \x01(\r\x12\x16\n\x0equeue_capacity\x18\x04 \x01(\r\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12*\n\x07profile\x18\x08 \x01(\x0b\x32\x19.mantler.v1.EngineProfile\"j\n\rEngineProfile\x12&\n\x05steps\x18\x01 \x03(\x0b\x32\x17.mantler.v1.StepProfile\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x03 \x01(\x04\"\xbb\x01\n\x0bStepProfile\x12\x15\n\rmax_sequences\x18\x01 \x01(\r\x12\x0f\n\x07prompts\x18\x02 \x01(\x08\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x16\n\x0esampled_tokens\x18\x05 \x01(\x04\x12\x12\n\nschedule_s\x18\x06 \x01(\x01\x12\r\n\x05run_s\x18\x07 \x01(\x01\x12\x10\n\x08sample_s\x18\x08 \x01(\x01\x12\x11\n\tpublish_s\x18\t \x01(\x01\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.mantler.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.mantler.v1.Model\"=\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x04pull\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x07\n\x05_pull\"\x89\x01\n\x11LoadModelResponse\x12$\n\x05stage\x18\x01 \x01(\x0e\x32\x15.mantler.v1.LoadStage\x12\x17\n\x0f\x63ompleted_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12 \n\x05model\x18\x04 \x01(\x0b\x32\x11.mantler.v1.Model\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse*\xa4\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_STATE_STORED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*\x8c\x01\n\tLoadStage\x12\x1a\n\x16LOAD_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LOAD_STAGE_DOWNLOADING\x10\x01\x12\x19\n\x15LOAD_STAGE_CONVERTING\x10\x02\x12\x16\n\x12LOAD_STAGE_LOADING\x10\x03\x12\x14\n\x10LOAD_STAGE_READY\x10\x04\x32\xbe\x02\n\x0cModelService\x12K\n\nListModels\x12\x1d.mantler.v1.ListModelsRequest\x1a\x1e.mantler.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.mantler.v1.GetModelRequest\x1a\x1c.mantler.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1c.mantler.v1.LoadModelRequest\x1a\x1d.mantler.v1.LoadModelResponse0\x01\x12N\n\x0bUnloadModel\x12\x1e.mantler.v1.UnloadModelRequest\x1a\x1f.mantler.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mantler/v1/model.proto\x12\nmantler.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.mantler.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x17\n\x0fparameter_count\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x12\n\nsize_bytes\x18\x07 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\ndeployment\x18\t \x01(\x0b\x32\x16.mantler.v1.Deployment\"\xe2\x01\n\nDeployment\x12\x1a\n\x12max_request_tokens\x18\x01 \x01(\r\x12\r\n\x05slots\x18\x02 \x01(\r\x12\x12\n\nslots_used\x18\x03 \x01(\r\x12\x16\n\x0equeue_capacity\x18\x04 \x01(\r\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x07 \x01(\t\x12*\n\x07profile\x18\x08 \x01(\x0b\x32\x19.mantler.v1.EngineProfile\x12\x13\n\x0bheld_tokens\x18\t \x01(\x04\"j\n\rEngineProfile\x12&\n\x05steps\x18\x01 \x03(\x0b\x32\x17.mantler.v1.StepProfile\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\x04\x12\x13\n\x0bpreemptions\x18\x03 \x01(\x04\"\xbb\x01\n\x0bStepProfile\x12\x15\n\rmax_sequences\x18\x01 \x01(\r\x12\x0f\n\x07prompts\x18\x02 \x01(\x08\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x16\n\x0esampled_tokens\x18\x05 \x01(\x04\x12\x12\n\nschedule_s\x18\x06 \x01(\x01\x12\r\n\x05run_s\x18\x07 \x01(\x01\x12\x10\n\x08sample_s\x18\x08 \x01(\x01\x12\x11\n\tpublish_s\x18\t \x01(\x01\"\x13\n\x11ListModelsRequest\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.mantler.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"4\n\x10GetModelResponse\x12 \n\x05model\x18\x01 \x01(\x0b\x32\x11.mantler.v1.Model\"=\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x04pull\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x07\n\x05_pull\"\x89\x01\n\x11LoadModelResponse\x12$\n\x05stage\x18\x01 \x01(\x0e\x32\x15.mantler.v1.LoadStage\x12\x17\n\x0f\x63ompleted_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12 \n\x05model\x18\x04 \x01(\x0b\x32\x11.mantler.v1.Model\"#\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse*\xa4\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_STATE_STORED\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*\x8c\x01\n\tLoadStage\x12\x1a\n\x16LOAD_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16LOAD_STAGE_DOWNLOADING\x10\x01\x12\x19\n\x15LOAD_STAGE_CONVERTING\x10\x02\x12\x16\n\x12LOAD_STAGE_LOADING\x10\x03\x12\x14\n\x10LOAD_STAGE_READY\x10\x04\x32\xbe\x02\n\x0cModelService\x12K\n\nListModels\x12\x1d.mantler.v1.ListModelsRequest\x1a\x1e.mantler.v1.ListModelsResponse\x12\x45\n\x08GetModel\x12\x1b.mantler.v1.GetModelRequest\x1a\x1c.mantler.v1.GetModelResponse\x12J\n\tLoadModel\x12\x1c.mantler.v1.LoadModelRequest\x1a\x1d.mantler.v1.LoadModelResponse0\x01\x12N\n\x0bUnloadModel\x12\x1e.mantler.v1.UnloadModelRequest\x1a\x1f.mantler.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mantler.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=1274
-  _globals['_MODELSTATE']._serialized_end=1438
-  _globals['_LOADSTAGE']._serialized_start=1441
-  _globals['_LOADSTAGE']._serialized_end=1581
+  _globals['_MODELSTATE']._serialized_start=1295
+  _globals['_MODELSTATE']._serialized_end=1459
+  _globals['_LOADSTAGE']._serialized_start=1462
+  _globals['_LOADSTAGE']._serialized_end=1602
   _globals['_MODEL']._serialized_start=72
   _globals['_MODEL']._serialized_end=336
   _globals['_DEPLOYMENT']._serialized_start=339
-  _globals['_DEPLOYMENT']._serialized_end=544
-  _globals['_ENGINEPROFILE']._serialized_start=546
-  _globals['_ENGINEPROFILE']._serialized_end=652
-  _globals['_STEPPROFILE']._serialized_start=655
-  _globals['_STEPPROFILE']._serialized_end=842
-  _globals['_LISTMODELSREQUEST']._serialized_start=844
-  _globals['_LISTMODELSREQUEST']._serialized_end=863
-  _globals['_LISTMODELSRESPONSE']._serialized_start=865
-  _globals['_LISTMODELSRESPONSE']._serialized_end=920
-  _globals['_GETMODELREQUEST']._serialized_start=922
-  _globals['_GETMODELREQUEST']._serialized_end=954
-  _globals['_GETMODELRESPONSE']._serialized_start=956
-  _globals['_GETMODELRESPONSE']._serialized_end=1008
-  _globals['_LOADMODELREQUEST']._serialized_start=1010
-  _globals['_LOADMODELREQUEST']._serialized_end=1071
-  _globals['_LOADMODELRESPONSE']._serialized_start=1074
-  _globals['_LOADMODELRESPONSE']._serialized_end=1211
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1213
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1248
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1250
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1271
-  _globals['_MODELSERVICE']._serialized_start=1584
-  _globals['_MODELSERVICE']._serialized_end=1902
+  _globals['_DEPLOYMENT']._serialized_end=565
+  _globals['_ENGINEPROFILE']._serialized_start=567
+  _globals['_ENGINEPROFILE']._serialized_end=673
+  _globals['_STEPPROFILE']._serialized_start=676
+  _globals['_STEPPROFILE']._serialized_end=863
+  _globals['_LISTMODELSREQUEST']._serialized_start=865
+  _globals['_LISTMODELSREQUEST']._serialized_end=884
+  _globals['_LISTMODELSRESPONSE']._serialized_start=886
+  _globals['_LISTMODELSRESPONSE']._serialized_end=941
+  _globals['_GETMODELREQUEST']._serialized_start=943
+  _globals['_GETMODELREQUEST']._serialized_end=975
+  _globals['_GETMODELRESPONSE']._serialized_start=977
+  _globals['_GETMODELRESPONSE']._serialized_end=1029
+  _globals['_LOADMODELREQUEST']._serialized_start=1031
+  _globals['_LOADMODELREQUEST']._serialized_end=1092
+  _globals['_LOADMODELRESPONSE']._serialized_start=1095
+  _globals['_LOADMODELRESPONSE']._serialized_end=1232
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1234
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1269
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1271
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1292
+  _globals['_MODELSERVICE']._serialized_start=1605
+  _globals['_MODELSERVICE']._serialized_end=1923
 # @@protoc_insertion_point(module_scope)

@@ -144,6 +144,7 @@ class Deployment(_message.Message):
     KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     PROFILE_FIELD_NUMBER: _builtins.int
+    HELD_TOKENS_FIELD_NUMBER: _builtins.int
     max_request_tokens: _builtins.int
     """Tokens that one request may hold here, prompt and output together."""
     slots: _builtins.int
@@ -155,6 +156,8 @@ class Deployment(_message.Message):
     """Bytes reserved for keys and values."""
     device: _builtins.str
     """For example `cpu`."""
+    held_tokens: _builtins.int
+    """Tokens that running and waiting requests hold now, prompts and outputs together."""
     @_builtins.property
     def profile(self) -> Global___EngineProfile:
         """What the engine has done since the model was loaded."""
@@ -170,10 +173,11 @@ class Deployment(_message.Message):
         kv_cache_bytes: _builtins.int = ...,
         device: _builtins.str = ...,
         profile: Global___EngineProfile | None = ...,
+        held_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "kv_cache_bytes", b"kv_cache_bytes", "max_request_tokens", b"max_request_tokens", "profile", b"profile", "queue_capacity", b"queue_capacity", "queue_length", b"queue_length", "slots", b"slots", "slots_used", b"slots_used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "held_tokens", b"held_tokens", "kv_cache_bytes", b"kv_cache_bytes", "max_request_tokens", b"max_request_tokens", "profile", b"profile", "queue_capacity", b"queue_capacity", "queue_length", b"queue_length", "slots", b"slots", "slots_used", b"slots_used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

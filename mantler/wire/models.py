@@ -49,6 +49,7 @@ def model_to_proto(model: m.ModelInfo) -> model_pb2.Model:
                 kv_cache_bytes=deployment.kv_cache_bytes,
                 device=deployment.device,
                 profile=_profile_to_proto(deployment.profile),
+                held_tokens=deployment.held_tokens,
             )
         )
     return message
@@ -67,6 +68,7 @@ def model_from_proto(message: model_pb2.Model) -> m.ModelInfo:
             kv_cache_bytes=message.deployment.kv_cache_bytes,
             device=message.deployment.device,
             profile=_profile_from_proto(message.deployment.profile),
+            held_tokens=message.deployment.held_tokens,
         )
     return m.ModelInfo(
         id=message.id,

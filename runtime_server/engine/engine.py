@@ -120,6 +120,12 @@ class Engine:
         return self._scheduler.waiting
 
     @property
+    def held_tokens(self) -> int:
+        """Tokens of the sequences that run or wait."""
+        with self._wake:
+            return self._scheduler.held_tokens
+
+    @property
     def failed(self) -> bool:
         """Whether a step raised. The engine has stopped then."""
         return self._failed

@@ -104,6 +104,11 @@ class Scheduler:
         """Sequences that run."""
         return len(self._running)
 
+    @property
+    def held_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(sequence.token_ids) for sequences in (self._running, self._waiting) for sequence in sequences)
+
     def add(self, *choices: Sequence) -> None:
         """Queues the choices of one request, all or none.
 

@@ -94,11 +94,11 @@ def _options(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any])
 def _tools(client: openai.OpenAI, asked: dict[str, Any], seen: dict[str, Any]) -> None:
     forced = {**asked, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
     choice = client.chat.completions.create(**forced).choices[0]
-    (call,) = choice.message.tool_calls or ()
+    call = (choice.message.tool_calls or [])[0]
     arguments = json.loads(call.function.arguments)
     seen["tools"] = [choice.finish_reason, choice.message.content, call.function.name, arguments["city"] in CITIES]
     with client.chat.completions.stream(**forced) as stream:
-        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+        streamed = (stream.get_final_completion().choices[0].message.tool_calls or [])[0]
     seen["stream_tools"] = [streamed.function.name, json.loads(streamed.function.arguments) == arguments]
     named = {**forced, "tool_choice": {"type": "function", "function": {"name": "weather"}}}
     seen["named_tool"] = client.chat.completions.create(**named).choices[0].finish_reason

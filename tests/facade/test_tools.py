@@ -109,12 +109,12 @@ async def test_tools_reach_the_runtime(facade: Facade) -> None:
 
 
 async def test_what_is_not_said_is_auto_and_parallel(facade: Facade) -> None:
+    fields: dict[str, Any]
     for fields in ({"tools": TOOLS}, {"tools": TOOLS, "tool_choice": None, "parallel_tool_calls": None}):
         await facade.post(chat(**fields))
         prompt = facade.runtime.requests[-1].prompt
         assert isinstance(prompt, m.ChatPrompt)
         assert (prompt.tool_choice, prompt.parallel_tool_calls) == (m.ToolChoiceMode.AUTO, True)
-    fields: dict[str, Any]
     for fields in ({"tools": []}, {"tools": None}, {"tool_choice": "none"}, {"tool_choice": "auto"}):
         status, _, _ = await facade.post(chat(**fields))
         assert status == 200

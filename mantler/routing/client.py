@@ -1,0 +1,332 @@
+"""A client of the whole mesh, with the methods of :class:`mantler.client.RuntimeClient`.
+
+A stream whose machine dies goes on at another one: the client sees one stream, without a token lost or repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+from mantler.client import UNARY_TIMEOUT_S, RuntimeClient, TokenCount
+from mantler.errors import ErrorCode, MantlerError
+from mantler.mesh.balancer import Assignment, Balancer, Refusal, Request
+from mantler.mesh.breaker import Outcome, outcome
+from mantler.mesh.continuation import Continuation
+from mantler.mesh.directory import Change, Directory, MachineChange
+from mantler.mesh.load import estimate_tokens
+from mantler.mesh.machine import MachineId
+from mantler.mesh.prefix import chain
+from mantler.mesh.retries import Backoff, RetryBudget, may_retry
+from mantler.messages import ChatPrompt, Event, GenerateRequest, ModelInfo, Started, TextPrompt, TokenPrompt
+from mantler.routing.attempt import Attempts
+from mantler.routing.clients import Clients
+from mantler.routing.prompt_bytes import prompt_bytes
+from mantler.routing.static import StaticMembership
+from mantler.routing.view import View
+
+EXPIRE_EVERY_S = 0.25
+MAX_ATTEMPTS = 32
+"""Of one request. A request that brings machines down must not bring all of them down for ever."""
+MAX_IDLE_ATTEMPTS = 4
+"""One after the other without a single token."""
+
+_GOES_ON = frozenset({ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE, ErrorCode.INTERNAL_ERROR})
+"""Failures of a machine, after which another one can go on with a stream."""
+
+Result = TypeVar("Result")
+_log = logging.getLogger("mantler.routing")
+
+
+class Membership(Protocol):
+    """Whatever tells the view of machines."""
+
+    async def start(self) -> None:
+        """Begins; returns once the machines that answer at once are known."""
+        ...
+
+    async def refresh(self) -> None:
+        """Looks again, now, where that helps."""
+        ...
+
+    async def close(self) -> None:
+        """Ends."""
+        ...
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How one request is getting on."""
+
+    deadline_s: float
+    excluded: set[MachineId] = field(default_factory=set)
+    attempts: int = 0
+    idle_attempts: int = 0
+    tokens: int = 0
+    error: MantlerError | None = None
+    """Why the last attempt failed."""
+
+    @property
+    def remaining_s(self) -> float:
+        return max(0.001, self.deadline_s - time.monotonic())
+
+
+class MeshClient:
+    """Sends each request to a machine that can answer it. Lives on one event loop; see :func:`connected`.
+
+    Args:
+        resume_within_s: how long a stream that lost its machine waits for another one, or for the same one to come
+            back.
+    """
+
+    def __init__(
+        self, view: View, balancer: Balancer, clients: Clients, membership: Membership, *, resume_within_s: float
+    ) -> None:
+        self._view = view
+        self._balancer = balancer
+        self._clients = clients
+        self._membership = membership
+        self._resume_within_s = resume_within_s
+        self._attempts = Attempts()
+        self._budget = RetryBudget(time.monotonic())
+        self._backoff = Backoff()
+        self._draw = random.Random()  # noqa: S311 - it spreads retries
+        self._changed = asyncio.Event()
+        view.directory.subscribe(self._take)
+
+    async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[Event, None]:
+        """The events of one request, in order and without gaps, each choice finished, whatever machines die meanwhile.
+
+        Closing the iterator cancels the call. Iterate inside ``contextlib.aclosing``.
+
+        Raises:
+            MantlerError: of the last machine that was tried, or MACHINE_OFFLINE where there is none.
+        """
+        if request.sampling.seed is None:
+            # So that another machine draws the same tokens.
+            request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(64)))
+        continuation = Continuation(request)
+        progress = _Progress(time.monotonic() + timeout_s)
+        wanted = _wanted(request)
+        self._budget.count_request(time.monotonic())
+        while True:
+            assignment = await self._place(wanted, progress, continuation)
+            result = Outcome.NEITHER
+            try:
+                async with aclosing(self._attempt(assignment, continuation, progress)) as events:
+                    async for event in events:
+                        yield event
+                result = Outcome.SUCCESS
+                return
+            except MantlerError as error:
+                result = outcome(error.code)
+                if continuation.over:
+                    return
+                await self._consider(error, assignment, progress, continuation)
+            finally:
+                self._balancer.settle(assignment, result, time.monotonic())
+
+    async def count_tokens(
+        self,
+        model: str,
+        prompt: ChatPrompt | TextPrompt,
+        *,
+        include_token_ids: bool = False,
+        timeout_s: float = UNARY_TIMEOUT_S,
+    ) -> TokenCount:
+        """See :meth:`RuntimeClient.count_tokens`."""
+        return await self._ask(
+            model,
+            timeout_s,
+            lambda client, rest_s: client.count_tokens(
+                model, prompt, include_token_ids=include_token_ids, timeout_s=rest_s
+            ),
+        )
+
+    async def detokenize(self, model: str, tokens: TokenPrompt, *, timeout_s: float = UNARY_TIMEOUT_S) -> str:
+        """See :meth:`RuntimeClient.detokenize`."""
+        return await self._ask(
+            model, timeout_s, lambda client, rest_s: client.detokenize(model, tokens, timeout_s=rest_s)
+        )
+
+    async def list_models(self) -> list[ModelInfo]:
+        """Every model of the machines that are online, ordered by id. Raises MACHINE_OFFLINE where none is."""
+        await self._membership.refresh()
+        if not len(self._view.directory):
+            raise _no_machine()
+        return self._view.models()
+
+    async def get_model(self, name: str) -> ModelInfo:
+        """One of them. Raises MODEL_NOT_FOUND."""
+        models = await self.list_models()
+        found = next((model for model in models if model.id == name), None)
+        if found is None:
+            raise _no_model(name)
+        return found
+
+    async def _attempt(
+        self, assignment: Assignment, continuation: Continuation, progress: _Progress
+    ) -> AsyncGenerator[Event, None]:
+        """One machine's part of the answer."""
+        machine = assignment.machine
+        began_with = continuation.fingerprint
+        calls = self._attempts.generate(
+            machine.id, self._clients.at(machine.address), continuation.next_request(), progress.remaining_s
+        )
+        async with aclosing(calls) as events:
+            async for event in events:
+                body = event.body
+                if isinstance(body, Started):
+                    self._balancer.answered(assignment, time.monotonic())
+                    if began_with is not None and body.fingerprint != began_with:
+                        # Other weights would go on with another answer.
+                        raise MantlerError(
+                            ErrorCode.RUNTIME_UNAVAILABLE,
+                            "No machine that is left serves the model as it was when the answer began.",
+                            retry_after_s=1.0,
+                        )
+                news = continuation.take(event)
+                if news is not None:
+                    yield news
+
+    async def _place(self, wanted: Request, progress: _Progress, continuation: Continuation) -> Assignment:
+        """A machine for the next attempt. Raises ``MantlerError`` where there is none, at once or after a while."""
+        give_up_s = time.monotonic() + min(self._resume_within_s, progress.remaining_s)
+        looked = False
+        while True:
+            self._changed.clear()
+            choice = self._balancer.choose(replace(wanted, excluded=frozenset(progress.excluded)), time.monotonic())
+            if isinstance(choice, Assignment):
+                return choice
+            if continuation.begun and time.monotonic() < give_up_s:
+                # Its machine may come back, or another one may come.
+                progress.excluded.clear()
+                await self._wait_for_change(give_up_s)
+            elif not looked and progress.error is None and choice is not Refusal.NONE_ALLOWED:
+                # What came up just now may not be known yet.
+                looked = True
+                await self._membership.refresh()
+            else:
+                raise progress.error or self._refused(choice, wanted.model)
+
+    async def _wait_for_change(self, until_s: float) -> None:
+        try:
+            async with asyncio.timeout(min(EXPIRE_EVERY_S, max(0.0, until_s - time.monotonic()))):
+                await self._changed.wait()
+        except TimeoutError:
+            await self._membership.refresh()
+
+    async def _consider(
+        self, error: MantlerError, assignment: Assignment, progress: _Progress, continuation: Continuation
+    ) -> None:
+        """Returns where the request is to be tried again; raises ``error`` otherwise."""
+        progress.error = error
+        progress.excluded.add(assignment.machine.id)
+        progress.attempts += 1
+        progress.idle_attempts = 0 if continuation.tokens > progress.tokens else progress.idle_attempts + 1
+        progress.tokens = continuation.tokens
+        if progress.attempts >= MAX_ATTEMPTS or progress.idle_attempts >= MAX_IDLE_ATTEMPTS:
+            raise error
+        if continuation.begun:
+            if error.code not in _GOES_ON:
+                raise error
+            _log.warning("a stream of %s goes on elsewhere: %s", assignment.machine.id, error.code.value)
+            return
+        if not may_retry(error.code, delivered=False) or not self._budget.take(time.monotonic()):
+            raise error
+        wait_s = self._backoff.wait_s(progress.attempts - 1, progress.remaining_s, self._draw)
+        if wait_s is None:
+            raise error
+        await asyncio.sleep(wait_s)
+
+    async def _ask(
+        self, model: str, timeout_s: float, call: Callable[[RuntimeClient, float], Awaitable[Result]]
+    ) -> Result:
+        """The answer of some machine that serves ``model``."""
+        progress = _Progress(time.monotonic() + timeout_s)
+        nothing = Continuation(GenerateRequest("ask", model, TextPrompt("")))
+        self._budget.count_request(time.monotonic())
+        while True:
+            assignment = await self._place(Request(model, 0), progress, nothing)
+            result = Outcome.NEITHER
+            try:
+                answer = await call(self._clients.at(assignment.machine.address), progress.remaining_s)
+                result = Outcome.SUCCESS
+                return answer
+            except MantlerError as error:
+                result = outcome(error.code)
+                await self._consider(error, assignment, progress, nothing)
+            finally:
+                self._balancer.settle(assignment, result, time.monotonic())
+
+    def _refused(self, refusal: Refusal, model: str) -> MantlerError:
+        if refusal is Refusal.NO_SUCH_MODEL and len(self._view.directory):
+            return _no_model(model)
+        if refusal is Refusal.NONE_ALLOWED:
+            return MantlerError(
+                ErrorCode.MODEL_NOT_ALLOWED,
+                "This API key may not use the machines that serve the model.",
+                param="model",
+            )
+        if len(self._view.directory):
+            return MantlerError(
+                ErrorCode.RUNTIME_UNAVAILABLE, f"No machine serves {model} right now.", retry_after_s=1.0
+            )
+        return _no_machine()
+
+    def _take(self, change: Change) -> None:
+        if isinstance(change, MachineChange):
+            if change.after is None:
+                self._attempts.give_up(change.machine_id)
+            else:
+                self._attempts.keep(change.machine_id)
+            self._changed.set()
+
+    async def expire(self) -> None:
+        """Takes machines offline whose leases end; for ever."""
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY_S)
+            self._view.directory.expire(time.monotonic())
+
+
+@asynccontextmanager
+async def connected(addresses: Sequence[str], *, resume_within_s: float) -> AsyncIterator[MeshClient]:
+    """A client of the machines at ``addresses``; see :class:`MeshClient`."""
+    view = View(Directory())
+    async with Clients() as clients:
+        membership = StaticMembership(addresses, view, clients)
+        balancer = Balancer(view.directory, random.Random())  # noqa: S311 - it spreads load
+        client = MeshClient(view, balancer, clients, membership, resume_within_s=resume_within_s)
+        await membership.start()
+        expiring = asyncio.create_task(client.expire())
+        try:
+            yield client
+        finally:
+            expiring.cancel()
+            await asyncio.gather(expiring, return_exceptions=True)
+            await membership.close()
+
+
+def _wanted(request: GenerateRequest) -> Request:
+    """What the choice of a machine depends on."""
+    salt = (request.cache_salt or "").encode()
+    prefix = chain(prompt_bytes(request.prompt), salt)
+    tokens = request.n * estimate_tokens(prefix.total_bytes, request.stop.max_tokens)
+    return Request(request.model, tokens, prefix)
+
+
+def _no_machine() -> MantlerError:
+    return MantlerError(
+        ErrorCode.MACHINE_OFFLINE, "The machine is offline or its runtime does not answer.", retry_after_s=1.0
+    )
+
+
+def _no_model(name: str) -> MantlerError:
+    return MantlerError(ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not deployed.", param="model")
