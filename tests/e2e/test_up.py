@@ -43,11 +43,36 @@ def addresses() -> tuple[str, str]:
     return f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
 
 
-async def test_a_runtime_killed_in_a_stream_is_an_error_event_then_503_then_recovers(
+async def test_a_stream_goes_on_after_its_runtime_was_killed(
     home_with_model: Callable[[], Path], addresses: tuple[str, str]
 ) -> None:
     http, runtime = addresses
     with running(up_arguments(http, runtime), home_with_model(), {"MANTLER_BOOTSTRAP_KEY": KEY}) as process:
+        process.wait_for("Ctrl-C stops it")
+        url, headers = f"http://{http}/v1/chat/completions", {"Authorization": f"Bearer {KEY}"}
+        asked = chat(stream=True, max_tokens=400, ignore_eos=True, temperature=1, seed=3)
+        texts = []
+        async with aiohttp.ClientSession(headers=headers) as client:
+            for kill in (False, True):
+                lines: list[str] = []
+                async with client.post(url, **asked) as response:
+                    async for raw in response.content:
+                        lines.append(raw.decode().strip())
+                        if kill and lines[-1] and len(data_events(lines)) == 5:
+                            os.kill(children(process.pid)["runtime"], signal.SIGKILL)
+                *chunks, done = data_events(lines)
+                assert done == "[DONE]"
+                deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+                texts.append("".join(delta.get("content", "") for delta in deltas))
+        assert texts[0] == texts[1]
+
+
+async def test_a_runtime_killed_in_a_stream_is_an_error_event_then_503_then_recovers(
+    home_with_model: Callable[[], Path], addresses: tuple[str, str]
+) -> None:
+    http, runtime = addresses
+    environment = {"MANTLER_BOOTSTRAP_KEY": KEY, "MANTLER_RESUME_WITHIN_S": "0"}
+    with running(up_arguments(http, runtime), home_with_model(), environment) as process:
         process.wait_for("Ctrl-C stops it")
         url, headers = f"http://{http}/v1/chat/completions", {"Authorization": f"Bearer {KEY}"}
         async with aiohttp.ClientSession(headers=headers) as client:
