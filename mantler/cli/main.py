@@ -9,7 +9,7 @@ import click
 
 from mantler import __version__
 from mantler.__main__ import EXIT_INTERRUPTED
-from mantler.cli import chat, doctor, keys, logs, models, pull, serve, up, version
+from mantler.cli import chat, doctor, drill, keys, logs, models, pull, serve, up, version
 from mantler.cli.commands import Group, hint
 from mantler.cli.errors import EXIT_FAILED, CliError, show_error
 from mantler.errors import MantlerError
@@ -43,6 +43,7 @@ def cli() -> None:
 for _command in (up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, chat.chat):
     cli.add_command(_command)
 cli.add_command(doctor.doctor)
+cli.add_command(drill.drill)
 cli.add_command(version.version)
 
 

@@ -1,0 +1,96 @@
+"""``mantler drill``: break machines on purpose and see whether anybody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from mantler.cli import pull
+from mantler.cli.commands import Command
+from mantler.cli.errors import EXIT_FAILED
+from mantler.cli.options import json_option, option, settings_options
+from mantler.cli.settings import read
+from mantler.cli.terminal import note, print_json, print_table
+from mantler.cli.values import Number
+from mantler.config import RuntimeSettings
+from mantler.drill.run import Drill, run
+from mantler.drill.schedule import Harm
+from mantler.drill.verdict import Verdict
+
+_KV_MEMORY_MB = 200
+"""Of each runtime: several stand on one machine."""
+
+
+@click.command(cls=Command)
+@settings_options(RuntimeSettings, only=("home",))
+@option(
+    "--machines",
+    env="MANTLER_DRILL_MACHINES",
+    help="Runtimes to start on this host.",
+    type=Number(int, 2, 16),
+    default=3,
+)
+@option(
+    "--streams", env="MANTLER_DRILL_STREAMS", help="Streams that run at once.", type=Number(int, 1, 1000), default=24
+)
+@option("--seconds", env="MANTLER_DRILL_SECONDS", help="How long.", type=Number(int, 5, 86_400), default=30)
+@option("--every", env="MANTLER_DRILL_EVERY", help="Seconds from fault to fault.", type=Number(int, 1, 3600), default=5)
+@option(
+    "--seed", env="MANTLER_DRILL_SEED", help="Another one breaks other machines.", type=Number(int, 0, 10**9), default=1
+)
+@json_option
+def drill(
+    flags: dict[str, object], machines: int, streams: int, seconds: int, every: int, seed: int, json: bool
+) -> None:
+    """Break machines on purpose and count what clients notice.
+
+    Starts runtimes and a facade of its own on this host, streams greedy and drawn answers through them, kills and
+    freezes one runtime after the other, and holds every token against the answer of an undisturbed run. What runs
+    already on this host is left alone. Exits with 1 if a stream broke, or a token was lost or repeated.
+
+    \b
+    Examples:
+      mantler drill
+      mantler drill --streams 200 --seconds 120 --every 5
+      mantler drill --json
+    """
+    settings = read(RuntimeSettings, flags)
+    pull.ensure(settings)
+    wanted = Drill(
+        settings.model[0], machines, streams, float(seconds), float(every), (Harm.KILL, Harm.FREEZE), seed=seed
+    )
+    arguments = ["--home", str(settings.home), "--model", wanted.model, "--kv-memory-mb", str(_KV_MEMORY_MB)]
+    arguments += ["--threads", "1", "--max-queue", str(max(64, streams))]
+    with tempfile.TemporaryDirectory(prefix="mantler-drill-") as folder:
+        found = asyncio.run(run(wanted, arguments, Path(folder), note))
+    if json:
+        print_json({**asdict(found), "good": found.good})
+    else:
+        _show(found)
+    sys.exit(0 if found.good else EXIT_FAILED)
+
+
+def _show(found: Verdict) -> None:
+    rows = [
+        ("streams started", str(found.started)),
+        ("finished", str(found.finished)),
+        ("went on elsewhere", str(found.resumed)),
+        ("refused, to be tried again", str(found.refused)),
+        ("broken", str(found.broken)),
+        ("tokens", str(found.tokens)),
+        ("tokens lost", str(found.lost_tokens)),
+        ("tokens repeated", str(found.repeated_tokens)),
+        ("faults", str(found.faults)),
+        (
+            "longest silence of those that went on",
+            f"{found.silence_p50_s:.1f} s median, {found.silence_max_s:.1f} s most",
+        ),
+        *((f"error {code}", str(count)) for code, count in sorted(found.errors.items())),
+    ]
+    print_table(("", "count"), rows)
+    note("No client noticed more than a pause." if found.good else "Clients noticed: see the counts above.")

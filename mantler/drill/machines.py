@@ -1,0 +1,117 @@
+"""The processes of a drill: runtimes that can be broken, and a facade before them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from mantler.cli import ports
+from mantler.cli.child import Child
+from mantler.cli.errors import CliError
+from mantler.cli.probe import facade_serves, runtime_serves
+from mantler.drill.schedule import Fault, Harm
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.1
+_KEPT_ELSEWHERE = "goes on elsewhere"
+
+Echo = Callable[[str, str], None]
+
+
+class Machine:
+    """A runtime on this host."""
+
+    def __init__(self, number: int, arguments: Sequence[str], echo: Echo) -> None:
+        self.address = ports.claim("127.0.0.1:0", "--machines")
+        self._number = number
+        self._arguments = arguments
+        self._echo = echo
+        self._child: Child | None = None
+
+    async def start(self) -> None:
+        """Returns once it serves."""
+        command = [sys.executable, "-m", "mantler", "runtime", "--runtime", self.address, *self._arguments]
+        self._child = await Child.spawn(f"runtime {self._number}", [*command, "--exit-with-stdin"], self._echo)
+        await _until(runtime_serves, self.address, self._child)
+
+    async def suffer(self, fault: Fault) -> None:
+        """Does the harm, and makes it good when its time is over."""
+        child = self._child
+        if child is None:
+            raise AssertionError("a machine is started before it is broken")
+        if fault.harm is Harm.KILL:
+            child.kill()
+            await child.ended
+            await asyncio.sleep(fault.lasts_s)
+            await self.start()
+        else:
+            os.kill(child.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(fault.lasts_s)
+            finally:
+                os.kill(child.pid, signal.SIGCONT)
+
+    async def stop(self) -> None:
+        """Ends it, whatever state it is in."""
+        if self._child is not None:
+            self._child.kill()
+            await self._child.ended
+
+
+class Mesh:
+    """Runtimes and a facade. Use as a context manager."""
+
+    def __init__(self, machines: int, runtime_arguments: Sequence[str], facade_arguments: Sequence[str]) -> None:
+        self.http = ports.claim("127.0.0.1:0", "--http")
+        self.machines = [Machine(i, runtime_arguments, self._note) for i in range(machines)]
+        self.resumed = 0
+        """Streams that the facade went on with elsewhere."""
+        self.log: list[str] = []
+        """The last lines of all processes."""
+        self._facade_arguments = facade_arguments
+        self._facade: Child | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await asyncio.gather(*(machine.start() for machine in self.machines))
+            addresses = [part for machine in self.machines for part in ("--machines", machine.address)]
+            command = [sys.executable, "-m", "mantler", "facade", "--http", self.http, "--log-format", "json"]
+            arguments = [*command, *addresses, *self._facade_arguments, "--exit-with-stdin"]
+            self._facade = await Child.spawn("facade", arguments, self._note)
+            await _until(facade_serves, self.http, self._facade)
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        if self._facade is not None:
+            await self._facade.stop(STOP_TIMEOUT_S)
+        await asyncio.gather(*(machine.stop() for machine in self.machines))
+
+    def _note(self, name: str, line: str) -> None:
+        self.resumed += name == "facade" and _KEPT_ELSEWHERE in line
+        self.log.append(f"{name}: {line}")
+        del self.log[:-100]
+
+
+async def _until(serves: Callable[[str], Coroutine[Any, Any, bool]], address: str, child: Child) -> None:
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await serves(address):
+                if child.ended.done():
+                    raise CliError(f"the {child.name} ended at its start", details=child.tail)
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError:
+        raise CliError(f"the {child.name} did not serve within {START_TIMEOUT_S:g} s", details=child.tail) from None

@@ -1,0 +1,105 @@
+"""A whole drill."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from mantler.cli.errors import CliError
+from mantler.config import FacadeSettings
+from mantler.drill.machines import Mesh
+from mantler.drill.schedule import Fault, Harm, schedule
+from mantler.drill.traffic import REQUESTS, body, keep_asking, listen
+from mantler.drill.verdict import Verdict, verdict
+from mantler.tenancy.keys import mint_key
+from mantler.tenancy.store import KeyStore
+
+_WARM_UPS = 4
+"""Reference answers that are asked for at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """What is done."""
+
+    model: str
+    machines: int = 3
+    streams: int = 24
+    """That run at the same time."""
+    seconds: float = 30.0
+    every_s: float = 5.0
+    """A fault comes each time."""
+    harms: Sequence[Harm] = (Harm.KILL, Harm.FREEZE)
+    max_tokens: int = 60
+    seed: int = 1
+
+
+async def run(drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: Callable[[str], None]) -> Verdict:
+    """Starts machines and a facade, breaks them and stops them.
+
+    Args:
+        runtime_arguments: of ``mantler runtime``, but for its address.
+        home: an empty folder for the facade.
+        tell: takes a line about what is going on.
+    """
+    settings = FacadeSettings(home=home)
+    async with await KeyStore.open(settings.database_url) as keys:
+        key = mint_key()
+        await keys.ensure(key)
+    faults = schedule(
+        machines=drill.machines, seconds=drill.seconds, every_s=drill.every_s, harms=drill.harms, seed=drill.seed
+    )
+    tell(f"Starting {drill.machines} runtimes and a facade.")
+    async with Mesh(drill.machines, runtime_arguments, ["--home", str(home)]) as mesh:
+        return await _break(drill, mesh, key, faults, tell)
+
+
+async def _break(drill: Drill, mesh: Mesh, key: str, faults: Sequence[Fault], tell: Callable[[str], None]) -> Verdict:
+    url = f"http://{mesh.http}/v1/chat/completions"
+    timeout = aiohttp.ClientTimeout(total=600)
+    connector = aiohttp.TCPConnector(limit=0)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as http:
+        expected = await _references(drill, http, url)
+        tell(f"{drill.streams} streams for {drill.seconds:g} s, {len(faults)} faults.")
+        began_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            clients = [
+                group.create_task(
+                    keep_asking(
+                        http, url, drill.model, until_s=began_s + drill.seconds, max_tokens=drill.max_tokens, first=i
+                    )
+                )
+                for i in range(drill.streams)
+            ]
+            for fault in faults:
+                group.create_task(_harm(mesh, fault, began_s, tell))
+        streams = [heard for client in clients for heard in client.result()]
+    return verdict(streams, expected, resumed=mesh.resumed, faults=len(faults))
+
+
+async def _references(drill: Drill, http: aiohttp.ClientSession, url: str) -> Mapping[int, Sequence[str]]:
+    """The undisturbed answer to each request."""
+    expected: dict[int, Sequence[str]] = {}
+    numbers = iter(range(REQUESTS))
+
+    async def ask() -> None:
+        for number in numbers:
+            heard = await listen(http, url, number, body(number, drill.model, drill.max_tokens))
+            if not heard.done:
+                raise CliError(f"an undisturbed request failed: {heard.error}")
+            expected[number] = heard.tokens
+
+    await asyncio.gather(*(ask() for _ in range(_WARM_UPS)))
+    return expected
+
+
+async def _harm(mesh: Mesh, fault: Fault, began_s: float, tell: Callable[[str], None]) -> None:
+    await asyncio.sleep(began_s + fault.at_s - time.monotonic())
+    tell(f"{fault.at_s:6.1f} s: {fault.harm.value} machine {fault.machine} for {fault.lasts_s:g} s")
+    await mesh.machines[fault.machine].suffer(fault)
