@@ -23,7 +23,10 @@ from mantler.mesh.membership import Event, Left, Registered, Renewed, Version
 
 @dataclass(frozen=True, slots=True)
 class MachineChange:
-    """A machine came online (``before`` is ``None``), went offline (``after`` is ``None``), or its facts changed."""
+    """A machine came online (``before`` is ``None``), went offline (``after`` is ``None``), or its facts changed.
+
+    One whose runtime was started anew goes offline and comes online, so that nothing of its earlier life is kept.
+    """
 
     machine_id: MachineId
     before: Machine | None
@@ -45,6 +48,7 @@ class _Record:
     report: LoadReport | None = None
     shown: Machine | None = None
     """What the last change said. ``None`` is offline."""
+    shown_epoch: int = -1
     shown_report: LoadReport | None = None
     wake_s: float = math.inf
     """The time of its valid entry in the heap."""
@@ -177,12 +181,12 @@ class Directory:
 
     def _show(self, record: _Record, now_s: float) -> tuple[Change, ...]:
         """Brings what is shown of a machine in line with what is known of it."""
-        before, after = record.shown, self._current(record, now_s)
+        after = self._current(record, now_s)
         changes: list[Change] = []
-        if before != after:
-            record.shown = after
-            self._move(record.machine_id, before, after, now_s)
-            changes.append(MachineChange(record.machine_id, before, after))
+        if after and record.shown and record.registered and record.registered.epoch != record.shown_epoch:
+            changes += self._turn(record, None, now_s)
+        if after != record.shown:
+            changes += self._turn(record, after, now_s)
         report = _current_report(record) if after else None
         if report != record.shown_report:
             record.shown_report = report
@@ -196,10 +200,21 @@ class Directory:
                 subscriber(change)
         return tuple(changes)
 
+    def _turn(self, record: _Record, after: Machine | None, now_s: float) -> tuple[MachineChange]:
+        before, record.shown = record.shown, after
+        record.shown_epoch = record.registered.epoch if record.registered else -1
+        record.shown_report = None if after is None else record.shown_report
+        self._move(record.machine_id, before, after, now_s)
+        return (MachineChange(record.machine_id, before, after),)
+
     def _current(self, record: _Record, now_s: float) -> Machine | None:
         registered, left = record.registered, record.left
+        if registered is None or (left is not None and left >= registered):
+            return None
         epoch, end_s = record.lease
-        if registered is None or epoch != registered.epoch or (left is not None and left >= registered):
+        reported = record.report.epoch if record.report else registered.epoch
+        # Whoever has heard of a later life knows that this one is over, though not yet what the later one serves.
+        if epoch != registered.epoch or reported > registered.epoch:
             return None
         kept = record.shown is not None and now_s < self._expire_from_s
         return record.machine if end_s > now_s or kept else None

@@ -95,6 +95,7 @@ class Life(RuleBasedStateMachine):
         self.registered: dict[MachineId, tuple[Version, Machine]] = {}
         self.left: dict[MachineId, Version] = {}
         self.leases: dict[MachineId, tuple[int, float]] = {}
+        self.reported: dict[MachineId, int] = {}
 
     @rule(event=events)
     def hear(self, event: Event) -> None:
@@ -108,8 +109,8 @@ class Life(RuleBasedStateMachine):
                 self.leases[name] = max(self.leases.get(name, (0, 0.0)), (epoch, until_s))
             case Left(name, version):
                 self.left[name] = max(self.left.get(name, version), version)
-            case LoadReport():
-                pass
+            case LoadReport(name, epoch):
+                self.reported[name] = max(self.reported.get(name, 0), epoch)
 
     @rule(passed_s=st.integers(1, 15))
     def wait(self, passed_s: int) -> None:
@@ -121,7 +122,9 @@ class Life(RuleBasedStateMachine):
             return False
         version, _ = self.registered[name]
         epoch, until_s = self.leases[name]
-        return epoch == version.epoch and until_s > self.now_s and not self.left.get(name, Version(0, 0)) >= version
+        if epoch != version.epoch or self.reported.get(name, 0) > version.epoch:
+            return False
+        return until_s > self.now_s and not self.left.get(name, Version(0, 0)) >= version
 
     @invariant()
     def no_ghosts_and_none_missing(self) -> None:
@@ -152,6 +155,29 @@ def test_a_shorter_lease_of_a_new_life_counts() -> None:
     directory.apply(registered(machine("a"), until_s=100), now_s=0)
     directory.apply(registered(machine("a"), epoch=2, until_s=20), now_s=10)
     assert directory.expire(20) == (MachineChange(A, machine("a"), None),)
+
+
+def test_a_runtime_that_starts_anew_was_offline_in_between() -> None:
+    directory = Directory()
+    mirror = Mirror(directory)
+    directory.apply(registered(machine("a"), epoch=1), now_s=0)
+    directory.apply(report("a", 9, 5000, epoch=1), now_s=0)
+    changes = directory.apply(registered(machine("a"), epoch=2), now_s=1)
+    assert changes == (MachineChange(A, machine("a"), None), MachineChange(A, None, machine("a")))
+    assert mirror.reports == {}
+    assert list(directory.serving(MODEL)) == [A]
+    assert len(directory) == 1
+
+
+def test_a_report_of_a_later_life_ends_the_earlier_one() -> None:
+    directory = Directory()
+    mirror = Mirror(directory)
+    directory.apply(registered(machine("a"), epoch=1), now_s=0)
+    directory.apply(report("a", 9, 5000, epoch=1), now_s=0)
+    assert directory.apply(report("a", 1, 7, epoch=2), now_s=1) == (MachineChange(A, machine("a"), None),)
+    assert directory.apply(Renewed(A, 1, 1e9), now_s=1) == ()
+    directory.apply(registered(machine("a"), epoch=2), now_s=2)
+    assert mirror.reports == {A: report("a", 1, 7, epoch=2)}
 
 
 def test_a_renewal_of_an_earlier_life_is_nothing() -> None:

@@ -35,6 +35,15 @@ def test_a_report_counts_only_what_others_have_sent() -> None:
     assert loads.tokens(M0) == 0
 
 
+def test_what_others_sent_ends_with_the_life_of_a_runtime() -> None:
+    directory = mesh(2)
+    loads = Loads(directory)
+    loads.begin(M0, 300)
+    directory.apply(report("m0", 1, 1000), now_s=0)
+    directory.apply(registered(machine("m0"), epoch=2), now_s=0)
+    assert loads.tokens(M0) == 300
+
+
 def test_loads_are_compared_per_slot() -> None:
     directory = Directory()
     directory.apply(registered(machine("m0", mantle(slots=10), mantle("other", slots=2))), now_s=0)
