@@ -16,8 +16,8 @@ import grpc
 import uvloop
 
 from mantler.client import SERVER_OPTIONS
-from mantler.messages import FinishReason, GenerateRequest
-from mantler.v1 import generation_pb2_grpc
+from mantler.messages import Deployment, FinishReason, GenerateRequest, ModelInfo, ModelState
+from mantler.v1 import generation_pb2_grpc, model_pb2_grpc
 from runtime_server.deployments import Deployments
 from runtime_server.engine.engine import Engine, Sink
 from runtime_server.engine.generation import Generation
@@ -25,8 +25,11 @@ from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.sequence import Sequence
 from runtime_server.server import MAX_STREAMS
 from runtime_server.services.generation import GenerationServicer
+from runtime_server.services.model import ModelServicer
 
 PREFIX = "step:"
+STEPS_MS = (1, 2, 5, 10, 14, 20, 50, 100)
+"""Models that are listed, which facades want to know before they send anything."""
 
 
 class _Clock(list[bytes]):
@@ -80,6 +83,10 @@ class Models:
         self._steps.setdefault(model, Steps(float(model.removeprefix(PREFIX)) / 1000))
         return self
 
+    async def models(self) -> list[ModelInfo]:
+        """See :class:`runtime_server.deployments.Deployments`."""
+        return [_info(f"{PREFIX}{step_ms:g}") for step_ms in STEPS_MS]
+
     async def generation(self, request: GenerateRequest) -> Generation:
         """See :class:`runtime_server.deployed.Deployed`."""
         sequence = Sequence(range(7), request.sampling, 0, request.stop.max_tokens or 1)
@@ -95,11 +102,25 @@ class Models:
         )
 
 
+def _info(model: str) -> ModelInfo:
+    deployment = Deployment(
+        max_request_tokens=2**20,
+        slots=MAX_STREAMS,
+        slots_used=0,
+        queue_capacity=0,
+        queue_length=0,
+        kv_cache_bytes=0,
+        device="none",
+    )
+    return ModelInfo(model, ModelState.READY, "none", "none", 0, 2**20, 0, 0, deployment)
+
+
 async def serve(address: str) -> None:
     """Serves until the process is ended."""
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_concurrent_streams", MAX_STREAMS)])
-    servicer = GenerationServicer(cast(Deployments, Models()))
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
+    models = cast(Deployments, Models())
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(models), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models), server)
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()

@@ -9,8 +9,9 @@ import click
 
 from mantler import __version__
 from mantler.__main__ import EXIT_INTERRUPTED
-from mantler.cli import chat, doctor, drill, keys, logs, models, pull, serve, up, version
+from mantler.cli import chat, doctor, keys, logs, models, pull, serve, up, version
 from mantler.cli.commands import Group, hint
+from mantler.cli.drill.command import drill
 from mantler.cli.errors import EXIT_FAILED, CliError, show_error
 from mantler.errors import MantlerError
 from runtime_server.models.errors import PullError
@@ -43,7 +44,7 @@ def cli() -> None:
 for _command in (up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, chat.chat):
     cli.add_command(_command)
 cli.add_command(doctor.doctor)
-cli.add_command(drill.drill)
+cli.add_command(drill)
 cli.add_command(version.version)
 
 

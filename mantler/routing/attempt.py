@@ -31,12 +31,22 @@ class Attempts:
             async with aclosing(client.generate(request, timeout_s, attempt.given_up)) as events:
                 async for event in events:
                     attempt.heard_s = attempt.now()
+                    attempt.answered = True
                     yield event
         finally:
             attempt.keep()
             running.discard(attempt)
             if not running:
                 self._running.pop(machine_id, None)
+
+    def heard_within(self, seconds: float) -> list[MachineId]:
+        """The machines whose calls brought something in the last so many seconds."""
+        since_s = asyncio.get_running_loop().time() - seconds
+        return [
+            machine_id
+            for machine_id, running in self._running.items()
+            if any(attempt.heard_s >= since_s and attempt.answered for attempt in running)
+        ]
 
     def give_up(self, machine_id: MachineId) -> None:
         """The machine is offline: its calls end, those that still bring something once they fall silent."""
@@ -54,6 +64,7 @@ class _Attempt:
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self.heard_s = self.now()
+        self.answered = False
         self.given_up = GivenUp()
         self._timer: asyncio.TimerHandle | None = None
 

@@ -26,7 +26,7 @@ from mantler.mesh.machine import MachineId
 from mantler.mesh.prefix import chain
 from mantler.mesh.retries import Backoff, RetryBudget, may_retry
 from mantler.messages import ChatPrompt, Event, GenerateRequest, ModelInfo, Started, TextPrompt, TokenPrompt
-from mantler.routing.attempt import Attempts
+from mantler.routing.attempt import SILENT_S, Attempts
 from mantler.routing.clients import Clients
 from mantler.routing.prompt_bytes import prompt_bytes
 from mantler.routing.static import StaticMembership
@@ -35,8 +35,10 @@ from mantler.routing.view import View
 EXPIRE_EVERY_S = 0.25
 MAX_ATTEMPTS = 32
 """Of one request. A request that brings machines down must not bring all of them down for ever."""
-MAX_IDLE_ATTEMPTS = 4
-"""One after the other without a single token."""
+ACCEPTED_AFTER_S = 1.0
+"""A call that fails later than this was not refused: its machine had it, and it may wait for another one."""
+MAX_FRUITLESS_ATTEMPTS = 4
+"""One after the other that began to compute and brought no token."""
 
 _GOES_ON = frozenset({ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE, ErrorCode.INTERNAL_ERROR})
 """Failures of a machine, after which another one can go on with a stream."""
@@ -68,7 +70,11 @@ class _Progress:
     deadline_s: float
     excluded: set[MachineId] = field(default_factory=set)
     attempts: int = 0
-    idle_attempts: int = 0
+    accepted: bool = False
+    """Whether a machine had the request for a while before it failed."""
+    began: bool = False
+    """Whether the machine has begun to compute in this attempt."""
+    fruitless: int = 0
     tokens: int = 0
     error: MantlerError | None = None
     """Why the last attempt failed."""
@@ -119,6 +125,7 @@ class MeshClient:
         while True:
             assignment = await self._place(wanted, progress, continuation)
             result = Outcome.NEITHER
+            began_s = time.monotonic()
             try:
                 async with aclosing(self._attempt(assignment, continuation, progress)) as events:
                     async for event in events:
@@ -129,6 +136,7 @@ class MeshClient:
                 result = outcome(error.code)
                 if continuation.over:
                     return
+                progress.accepted |= time.monotonic() - began_s > ACCEPTED_AFTER_S
                 await self._consider(error, assignment, progress, continuation)
             finally:
                 self._balancer.settle(assignment, result, time.monotonic())
@@ -184,6 +192,7 @@ class MeshClient:
             async for event in events:
                 body = event.body
                 if isinstance(body, Started):
+                    progress.began = True
                     self._balancer.answered(assignment, time.monotonic())
                     if began_with is not None and body.fingerprint != began_with:
                         # Other weights would go on with another answer.
@@ -205,7 +214,7 @@ class MeshClient:
             choice = self._balancer.choose(replace(wanted, excluded=frozenset(progress.excluded)), time.monotonic())
             if isinstance(choice, Assignment):
                 return choice
-            if continuation.begun and time.monotonic() < give_up_s:
+            if (continuation.begun or progress.accepted) and time.monotonic() < give_up_s:
                 # Its machine may come back, or another one may come.
                 progress.excluded.clear()
                 await self._wait_for_change(give_up_s)
@@ -230,16 +239,21 @@ class MeshClient:
         progress.error = error
         progress.excluded.add(assignment.machine.id)
         progress.attempts += 1
-        progress.idle_attempts = 0 if continuation.tokens > progress.tokens else progress.idle_attempts + 1
-        progress.tokens = continuation.tokens
-        if progress.attempts >= MAX_ATTEMPTS or progress.idle_attempts >= MAX_IDLE_ATTEMPTS:
+        # One that waited in a queue when its machine died is not to blame.
+        progress.fruitless = 0 if continuation.tokens > progress.tokens else progress.fruitless + progress.began
+        progress.tokens, progress.began = continuation.tokens, False
+        if progress.attempts >= MAX_ATTEMPTS or progress.fruitless >= MAX_FRUITLESS_ATTEMPTS:
             raise error
         if continuation.begun:
             if error.code not in _GOES_ON:
                 raise error
             _log.warning("a stream of %s goes on elsewhere: %s", assignment.machine.id, error.code.value)
             return
-        if not may_retry(error.code, delivered=False) or not self._budget.take(time.monotonic()):
+        if not may_retry(error.code, delivered=False):
+            raise error
+        # A machine that died bears nothing any more, and all that waited there must go somewhere. One that refuses is
+        # busy, and retries would make the others busy, too.
+        if error.code is not ErrorCode.MACHINE_OFFLINE and not self._budget.take(time.monotonic()):
             raise error
         wait_s = self._backoff.wait_s(progress.attempts - 1, progress.remaining_s, self._draw)
         if wait_s is None:
@@ -290,10 +304,13 @@ class MeshClient:
             self._changed.set()
 
     async def expire(self) -> None:
-        """Takes machines offline whose leases end; for ever."""
+        """Takes machines offline whose leases end, unless their streams go on; for ever."""
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
-            self._view.directory.expire(time.monotonic())
+            now_s = time.monotonic()
+            for machine_id in self._attempts.heard_within(SILENT_S):
+                self._view.heard(machine_id, now_s=now_s, lease_until_s=now_s + SILENT_S)
+            self._view.directory.expire(now_s)
 
 
 @asynccontextmanager

@@ -20,6 +20,8 @@ class View:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self._models: dict[MachineId, tuple[ModelInfo, ...]] = {}
+        self._epochs: dict[MachineId, int] = {}
+        """The lives of the machines that are online."""
         directory.subscribe(self._take)
 
     def models(self) -> list[ModelInfo]:
@@ -44,6 +46,7 @@ class View:
     ) -> None:
         """A machine came, or what it serves has changed."""
         machine = Machine(machine_id, address, tuple(_mantles(models)), draining=draining)
+        self._epochs[machine_id] = version.epoch
         self.directory.apply(Registered(machine, version, lease_until_s), now_s)
         self._tell(machine_id, models)
 
@@ -62,6 +65,12 @@ class View:
         self.directory.apply(LoadReport(machine_id, epoch, sequence, tuple(_loads(models))), now_s)
         self._tell(machine_id, models)
 
+    def heard(self, machine_id: MachineId, *, now_s: float, lease_until_s: float) -> None:
+        """Something came from a machine that is online, so it is there, whatever its membership knows."""
+        epoch = self._epochs.get(machine_id)
+        if epoch is not None:
+            self.directory.apply(Renewed(machine_id, epoch, lease_until_s), now_s)
+
     def left(self, machine_id: MachineId, version: Version, *, now_s: float) -> None:
         """A machine said farewell, or refuses connections."""
         self.directory.apply(Left(machine_id, version), now_s)
@@ -73,6 +82,7 @@ class View:
     def _take(self, change: Change) -> None:
         if isinstance(change, MachineChange) and change.after is None:
             self._models.pop(change.machine_id, None)
+            self._epochs.pop(change.machine_id, None)
 
 
 def _mantles(models: Iterable[ModelInfo]) -> Iterable[Mantle]:

@@ -35,7 +35,9 @@ ALL = dict(commands())
 
 
 def test_all_commands_are_there() -> None:
-    names = "up runtime facade pull models keys chat doctor version models:remove keys:create keys:list keys:revoke"
+    names = (
+        "up runtime facade pull models keys chat doctor drill version models:remove keys:create keys:list keys:revoke"
+    )
     assert set(ALL) == {tuple(name.split(":")) for name in names.split()}
 
 

@@ -6,5 +6,6 @@
 ``machines``        the runtimes and the facade, as processes that can be killed and frozen
 ``traffic``         clients that stream through the facade
 ``run``             all of it together
+``command``         ``mantler drill``
 ==================  ===================================================================
 """

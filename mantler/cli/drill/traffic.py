@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-from mantler.drill.verdict import Heard
+from mantler.cli.drill.verdict import Heard
 
 PROMPTS = (
     "Tell me of a town by the sea.",

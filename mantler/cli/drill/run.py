@@ -10,12 +10,12 @@ from pathlib import Path
 
 import aiohttp
 
+from mantler.cli.drill.machines import Mesh
+from mantler.cli.drill.schedule import Fault, Harm, schedule
+from mantler.cli.drill.traffic import REQUESTS, body, keep_asking, listen
+from mantler.cli.drill.verdict import Verdict, verdict
 from mantler.cli.errors import CliError
 from mantler.config import FacadeSettings
-from mantler.drill.machines import Mesh
-from mantler.drill.schedule import Fault, Harm, schedule
-from mantler.drill.traffic import REQUESTS, body, keep_asking, listen
-from mantler.drill.verdict import Verdict, verdict
 from mantler.tenancy.keys import mint_key
 from mantler.tenancy.store import KeyStore
 

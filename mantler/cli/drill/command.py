@@ -12,15 +12,14 @@ import click
 
 from mantler.cli import pull
 from mantler.cli.commands import Command
+from mantler.cli.drill.schedule import Harm
+from mantler.cli.drill.verdict import Verdict
 from mantler.cli.errors import EXIT_FAILED
 from mantler.cli.options import json_option, option, settings_options
 from mantler.cli.settings import read
 from mantler.cli.terminal import note, print_json, print_table
 from mantler.cli.values import Number
 from mantler.config import RuntimeSettings
-from mantler.drill.run import Drill, run
-from mantler.drill.schedule import Harm
-from mantler.drill.verdict import Verdict
 
 _KV_MEMORY_MB = 200
 """Of each runtime: several stand on one machine."""
@@ -59,6 +58,8 @@ def drill(
       mantler drill --streams 200 --seconds 120 --every 5
       mantler drill --json
     """
+    from mantler.cli.drill.run import Drill, run
+
     settings = read(RuntimeSettings, flags)
     pull.ensure(settings)
     wanted = Drill(

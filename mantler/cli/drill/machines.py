@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from mantler.cli import ports
 from mantler.cli.child import Child
+from mantler.cli.drill.schedule import Fault, Harm
 from mantler.cli.errors import CliError
 from mantler.cli.probe import facade_serves, runtime_serves
-from mantler.drill.schedule import Fault, Harm
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
