@@ -30,9 +30,8 @@ from runtime_server.engine.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 IDLE_POLL_S = 0.02
-MASK_THREADS = 2
-"""Threads that make the masks of constrained outputs while the backend runs. They start with the first one.
-One alone would take its time from one of the backend's threads, for which all others wait."""
+MASK_THREADS = 1
+"""Threads that make the masks of constrained outputs while the backend runs. They start with the first one."""
 
 
 class Sink(Protocol):
@@ -210,8 +209,8 @@ class Engine:
         matchers = [sequence.matcher for sequence in sequences if sequence.matcher is not None]
         for matcher in matchers:
             matcher.expect()
-        for first in range(min(MASK_THREADS, len(matchers))):
-            self._masks.submit(_make_masks, matchers[first::MASK_THREADS])
+        if matchers:
+            self._masks.submit(_make_masks, matchers)
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
         """What decides the sequence's next token. Where its grammar gives up, the sequence fails, and nobody else."""
