@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from facade.admission import Admission
 from facade.connection import Runner
 from facade.errors import translate_errors
+from facade.limits import Limiters
 from facade.middleware import add_headers, frame_exchange
 from facade.routes.chat import chat_completions
 from facade.routes.completions import completions
@@ -25,7 +26,6 @@ from facade.services import SERVICES, Services
 from mantler.config import FacadeSettings, join_address, split_address
 from mantler.routing.client import MeshClient, connected
 from mantler.telemetry import log_event
-from mantler.tenancy.limits import RequestLimiter
 from mantler.tenancy.store import KeyStore
 
 CLOSE_TIMEOUT_S = 5.0
@@ -47,7 +47,7 @@ def create_app(settings: FacadeSettings, *, client: MeshClient, keys: KeyStore) 
         settings=settings,
         client=client,
         keys=keys,
-        limiter=RequestLimiter(),
+        limiters=Limiters(),
         admission=Admission(settings.max_connections, settings.request_timeout_s),
     )
     app.on_response_prepare.append(add_headers)

@@ -116,7 +116,7 @@ async def _generate(request: web.Request, key: KeyRecord, stream: EventStream, r
     wanted = [replace(each, cache_salt=salt) for each in asked.requests]
     model = wanted[0].model
     require_model(key, model)
-    with reserve(services.limiter, key, exchange) as reservation:
+    with reserve(services.limiters, key, exchange, wanted) as reservation:
         try:
             echoes = [await prompt_text(services.client, each) for each in wanted] if asked.echo else ()
             async with aclosing(generate_all(services.client, wanted, echoes, settings.request_timeout_s)) as events:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from facade.admission import Admission
+from facade.limits import Limiters
 from mantler.config import FacadeSettings
 from mantler.routing.client import MeshClient
-from mantler.tenancy.limits import RequestLimiter
 from mantler.tenancy.store import KeyStore
 
 
@@ -20,7 +20,7 @@ class Services:
     settings: FacadeSettings
     client: MeshClient
     keys: KeyStore
-    limiter: RequestLimiter
+    limiters: Limiters
     admission: Admission
 
 

@@ -53,7 +53,7 @@ async def _answer(
         body = parse(await read_json_body(request, settings.max_body_mb * 2**20))
         exchange.model = body.model
         require_model(key, body.model)
-        with reserve(services.limiter, key, exchange) as reservation:
+        with reserve(services.limiters, key, exchange) as reservation:
             try:
                 answer = await ask(services.client, body, settings.request_timeout_s)
             except MantlerError as error:

@@ -59,6 +59,14 @@ def keys() -> None:
     metavar="N",
 )
 @option(
+    "--tpm",
+    env="MANTLER_KEY_TPM",
+    help="Tokens per minute, of prompts and answers.",
+    shown_default="no limit",
+    type=Number(int, 1, 10**9),
+    metavar="N",
+)
+@option(
     "--expires",
     env="MANTLER_KEY_EXPIRES",
     help=f"{ALLOWED.capitalize()}.",
@@ -68,14 +76,20 @@ def keys() -> None:
 @json_option
 @_home_option
 def create(
-    name: str, models: tuple[str, ...], rpm: int | None, expires: str | None, json: bool, flags: dict[str, object]
+    name: str,
+    models: tuple[str, ...],
+    rpm: int | None,
+    tpm: int | None,
+    expires: str | None,
+    json: bool,
+    flags: dict[str, object],
 ) -> None:
     """Make a key and print it on stdout. It is shown this once: only a hash of it is stored.
 
     \b
     Examples:
       export MANTLER_KEY=$(mantler keys create --name laptop)
-      mantler keys create --models smollm2:135m --rpm 60 --expires 2030-12-31 --json
+      mantler keys create --models smollm2:135m --rpm 60 --tpm 100000 --expires 2030-12-31 --json
     """
     settings = read(FacadeSettings, flags)
     allowed = tuple(part.strip() for item in models for part in item.split(",") if part.strip())
@@ -85,7 +99,7 @@ def create(
         expires_unix_s = parse_expiry(expires, time.time()) if expires else None
     except ValueError as error:
         raise BadUsage(f"--expires: {error}, got {expires!r}") from error
-    key, record = asyncio.run(_create(settings.database_url, name, allowed or None, rpm, expires_unix_s))
+    key, record = asyncio.run(_create(settings.database_url, name, allowed or None, rpm, tpm, expires_unix_s))
     _warn_of_unknown(allowed, settings.models_dir)
     if json:
         print_json({"key": key, **asdict(record)})
@@ -110,7 +124,7 @@ def list_keys(json: bool, flags: dict[str, object]) -> None:
     if json:
         print_json([asdict(record) for record in records])
     elif records:
-        headers = ("id", "name", "key", "state", "models", "rpm", "expires (UTC)", "created (UTC)")
+        headers = ("id", "name", "key", "state", "models", "rpm", "tpm", "expires (UTC)", "created (UTC)")
         print_table(headers, [_row(record) for record in records])
     else:
         note("No keys. `mantler keys create` makes one.")
@@ -137,12 +151,23 @@ def revoke(ids: tuple[str, ...], flags: dict[str, object]) -> None:
 
 
 async def _create(
-    url: str, name: str, models: tuple[str, ...] | None, rpm: int | None, expires_unix_s: int | None
+    url: str,
+    name: str,
+    models: tuple[str, ...] | None,
+    rpm: int | None,
+    tpm: int | None,
+    expires_unix_s: int | None,
 ) -> tuple[str, KeyRecord]:
     from mantler.tenancy.store import KeyStore
 
     async with await KeyStore.open(url) as store:
-        return await store.create(name, allowed_models=models, requests_per_minute=rpm, expires_unix_s=expires_unix_s)
+        return await store.create(
+            name,
+            allowed_models=models,
+            requests_per_minute=rpm,
+            tokens_per_minute=tpm,
+            expires_unix_s=expires_unix_s,
+        )
 
 
 async def _list(url: str) -> list[KeyRecord]:
@@ -194,6 +219,7 @@ def _row(record: KeyRecord) -> tuple[str, ...]:
         _state(record, time.time()),
         "all" if record.allowed_models is None else ",".join(record.allowed_models),
         "no limit" if record.requests_per_minute is None else str(record.requests_per_minute),
+        "no limit" if record.tokens_per_minute is None else str(record.tokens_per_minute),
         "never" if record.expires_unix_s is None else show_time(record.expires_unix_s),
         show_time(record.created_unix_s),
     )

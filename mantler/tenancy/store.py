@@ -18,6 +18,7 @@ import filelock
 from sqlalchemy import (
     BigInteger,
     Column,
+    Connection,
     Integer,
     MetaData,
     RowMapping,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Text,
     event,
     insert,
+    inspect,
     select,
     update,
 )
@@ -49,7 +51,8 @@ BUSY_TIMEOUT_MS = 5_000
 """How long a statement waits for another process's write."""
 POOL_SIZE = 4
 MAX_NAME_CHARS = 128
-MAX_REQUESTS_PER_MINUTE = 10**9
+MAX_PER_MINUTE = 10**9
+"""Requests, and tokens."""
 
 _log = logging.getLogger("mantler.tenancy")
 
@@ -66,7 +69,10 @@ _keys = Table(
     Column("created_unix_s", BigInteger, nullable=False),
     Column("expires_unix_s", BigInteger),
     Column("revoked_unix_s", BigInteger),
+    Column("tokens_per_minute", Integer),
 )
+_ADDED = ("tokens_per_minute",)
+"""Columns that tables of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,8 @@ class KeyRecord:
     created_unix_s: int
     expires_unix_s: int | None
     revoked_unix_s: int | None
+    tokens_per_minute: int | None = None
+    """``None`` sets no limit."""
 
     def allows(self, model: str) -> bool:
         """Whether the key may use ``model``."""
@@ -133,11 +141,12 @@ class KeyStore:
         *,
         allowed_models: tuple[str, ...] | None = None,
         requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
         expires_unix_s: int | None = None,
     ) -> tuple[str, KeyRecord]:
         """A new key and its record. The key cannot be shown again."""
         key = mint_key()
-        record = self._record(key, name, allowed_models, requests_per_minute, expires_unix_s)
+        record = self._record(key, name, allowed_models, requests_per_minute, tokens_per_minute, expires_unix_s)
         await self._insert(key, record)
         return key, record
 
@@ -151,7 +160,7 @@ class KeyStore:
                 "bootstrap_key",
                 f"must be {PREFIX} and at least {MIN_SECRET_CHARS} further letters, digits, '-' or '_'.",
             )
-        record = self._record(key, name, None, None, None)
+        record = self._record(key, name, None, None, None, None)
         try:
             await self._insert(key, record)
         except _KeyExistsError:
@@ -191,12 +200,15 @@ class KeyStore:
         name: str,
         allowed_models: tuple[str, ...] | None,
         requests_per_minute: int | None,
+        tokens_per_minute: int | None,
         expires_unix_s: int | None,
     ) -> KeyRecord:
         if not (name.strip() and name.isprintable() and len(name) <= MAX_NAME_CHARS):
             raise invalid("name", f"must be 1 to {MAX_NAME_CHARS} printable characters.")
-        if requests_per_minute is not None and not 1 <= requests_per_minute <= MAX_REQUESTS_PER_MINUTE:
-            raise invalid("requests_per_minute", f"must be between 1 and {MAX_REQUESTS_PER_MINUTE}.")
+        limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        for field, limit in limits.items():
+            if limit is not None and not 1 <= limit <= MAX_PER_MINUTE:
+                raise invalid(field, f"must be between 1 and {MAX_PER_MINUTE}.")
         return KeyRecord(
             id=mint_key_id(),
             name=name,
@@ -206,6 +218,7 @@ class KeyStore:
             created_unix_s=int(self._clock()),
             expires_unix_s=expires_unix_s,
             revoked_unix_s=None,
+            tokens_per_minute=tokens_per_minute,
         )
 
     async def _insert(self, key: str, record: KeyRecord) -> None:
@@ -236,6 +249,7 @@ class KeyStore:
                 if connection.dialect.name == "sqlite":
                     await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
                 await connection.execute(CreateTable(_keys, if_not_exists=True))
+                await connection.run_sync(_add_columns)
                 await connection.commit()
 
     @contextlib.asynccontextmanager
@@ -269,6 +283,15 @@ def _engine(url: URL) -> AsyncEngine:
     return engine
 
 
+def _add_columns(connection: Connection) -> None:
+    """Brings a table of an earlier version up to date."""
+    there = {column["name"] for column in inspect(connection).get_columns(_keys.name)}
+    for name in _ADDED:
+        if name not in there:
+            kind = _keys.c[name].type.compile(connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {_keys.name} ADD COLUMN {name} {kind}")
+
+
 def _make_private_file(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # SQLite gives its side files the permissions of the database.
@@ -287,6 +310,7 @@ def _from_row(row: RowMapping) -> KeyRecord:
         created_unix_s=row["created_unix_s"],
         expires_unix_s=row["expires_unix_s"],
         revoked_unix_s=row["revoked_unix_s"],
+        tokens_per_minute=row["tokens_per_minute"],
     )
 
 

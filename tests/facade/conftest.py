@@ -76,8 +76,14 @@ class Facade:
 
     async def stream(self, body: dict[str, Any], path: str = CHAT) -> tuple[list[str], aiohttp.ClientResponse]:
         """The data of each event of a stream, and the response."""
+        return await self.stream_with(body, self.headers, path)
+
+    async def stream_with(
+        self, body: dict[str, Any], headers: dict[str, str], path: str = CHAT
+    ) -> tuple[list[str], aiohttp.ClientResponse]:
+        """The same with other headers."""
         sent = {"stream": True, **body}
-        async with self.http.post(f"{self.url}{path}", json=sent, headers=self.headers) as response:
+        async with self.http.post(f"{self.url}{path}", json=sent, headers=headers) as response:
             assert response.status == 200, await response.text()
             sent_events = events(await response.text())
             for data in sent_events:

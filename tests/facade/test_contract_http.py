@@ -161,6 +161,46 @@ async def test_23_the_limit_of_a_key_is_told_and_kept(facade: Facade) -> None:
     assert (await facade.post(chat()))[0] == 200
 
 
+async def test_23_tokens_are_counted_as_they_were_used(facade: Facade) -> None:
+    headers, _ = await facade.new_key(tokens_per_minute=60)
+    # The fake machine counts words: three of the prompt, three of the answer. Ten were reserved for the answer.
+    status, _, response = await facade.post(chat(max_tokens=10), headers=headers)
+    assert status == 200
+    assert response.headers["x-ratelimit-limit-tokens"] == "60"
+    assert response.headers["x-ratelimit-remaining-tokens"] == "54"
+    assert response.headers["x-ratelimit-reset-tokens"].endswith("s")
+    _, streamed = await facade.stream_with(chat(max_tokens=10), headers)
+    # Sent before anything was used.
+    assert 35 <= int(streamed.headers["x-ratelimit-remaining-tokens"]) <= 45
+    status, body, response = await facade.post(chat("w " * 200), headers=headers)
+    assert (status, *error_of(body)) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert "60 tokens per minute" in body["error"]["message"]
+    assert 10 <= int(response.headers["Retry-After"]) <= 13
+    assert (await facade.post(chat("w"), headers=headers))[0] == 200
+
+
+async def test_23_what_was_used_beyond_the_limit_is_waited_for(facade: Facade) -> None:
+    headers, _ = await facade.new_key(tokens_per_minute=60)
+    assert (await facade.post(chat("w " * 60), headers=headers))[0] == 200
+    status, _, response = await facade.post(chat("w"), headers=headers)
+    assert status == 429
+    # 60 and 60 words were used, so that a minute is owed.
+    assert 55 <= int(response.headers["Retry-After"]) <= 65
+
+
+async def test_23_a_request_refused_by_one_limit_costs_nothing_in_the_other(facade: Facade) -> None:
+    headers, _ = await facade.new_key(requests_per_minute=3, tokens_per_minute=30)
+    assert (await facade.post(chat("w", max_tokens=25), headers=headers))[0] == 200
+    for _ in range(3):
+        assert (await facade.post(chat("w", max_tokens=30), headers=headers))[0] == 429
+    _, _, response = await facade.post(chat("w"), headers=headers)
+    assert response.headers["x-ratelimit-remaining-requests"] == "1"
+    facade.runtime.script = failing(MantlerError(ErrorCode.QUEUE_FULL, "Full.", retry_after_s=2.5))
+    _, _, refused = await facade.post(chat("w", max_tokens=5), headers=headers)
+    assert refused.headers["x-ratelimit-remaining-requests"] == "1"
+    assert refused.headers["x-ratelimit-remaining-tokens"] == response.headers["x-ratelimit-remaining-tokens"]
+
+
 async def test_23_the_wait_of_a_full_queue_is_rounded_up(facade: Facade) -> None:
     facade.runtime.script = failing(MantlerError(ErrorCode.QUEUE_FULL, "Full.", retry_after_s=2.5))
     _, _, response = await facade.post(chat())

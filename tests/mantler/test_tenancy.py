@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mantler.errors import ErrorCode, MantlerError
 from mantler.tenancy.keys import display_prefix, hash_key, is_well_formed, mint_key
-from mantler.tenancy.limits import PERIOD_NS, RequestLimiter
+from mantler.tenancy.limits import MAX_DEBT_NS, PERIOD_NS, RateLimiter
 from mantler.tenancy.store import KeyStore
 
 
@@ -170,7 +170,7 @@ class Clock:
 
 def test_a_whole_minute_at_once_and_then_evenly() -> None:
     clock = Clock()
-    limiter = RequestLimiter(clock)
+    limiter = RateLimiter(clock)
     assert [limiter.reserve("k", 3) for _ in range(4)] == [True, True, True, False]
     state = limiter.state("k", 3)
     assert (state.limit, state.remaining, state.reset_s, state.retry_after_s) == (3, 0, 60.0, 20.0)
@@ -184,7 +184,7 @@ def test_a_whole_minute_at_once_and_then_evenly() -> None:
 
 def test_a_refund_undoes_a_reservation() -> None:
     clock = Clock()
-    limiter = RequestLimiter(clock)
+    limiter = RateLimiter(clock)
     assert limiter.reserve("k", 2)
     before = limiter.state("k", 2)
     assert limiter.reserve("k", 2)
@@ -198,7 +198,7 @@ def test_a_refund_undoes_a_reservation() -> None:
 
 def test_idle_keys_are_forgotten() -> None:
     clock = Clock()
-    limiter = RequestLimiter(clock)
+    limiter = RateLimiter(clock)
     for i in range(100_000):
         assert limiter.reserve(f"key_{i}", 60)
         clock.now_ns += 10**7  # each is idle again after a second, in which 100 others come
@@ -211,7 +211,7 @@ def test_idle_keys_are_forgotten() -> None:
 )
 def test_the_wait_is_exact(limit: int, gaps_ns: list[int]) -> None:
     clock = Clock()
-    limiter = RequestLimiter(clock)
+    limiter = RateLimiter(clock)
     for gap_ns in gaps_ns:
         clock.now_ns += gap_ns
         state = limiter.state("k", limit)
@@ -232,10 +232,55 @@ def test_the_wait_is_exact(limit: int, gaps_ns: list[int]) -> None:
 @given(limit=st.integers(1, 50), gaps_ns=st.lists(st.integers(0, PERIOD_NS // 10), max_size=200))
 def test_over_any_time_no_more_than_the_burst_and_what_flows_back(limit: int, gaps_ns: list[int]) -> None:
     clock = Clock()
-    limiter = RequestLimiter(clock)
+    limiter = RateLimiter(clock)
     began = clock.now_ns
     admitted = 0
     for gap_ns in gaps_ns:
         clock.now_ns += gap_ns
         admitted += limiter.reserve("k", limit)
         assert admitted <= limit + (clock.now_ns - began) * limit / PERIOD_NS
+
+
+@given(
+    limit=st.integers(1, 1000),
+    events=st.lists(st.tuples(st.integers(0, 90 * 10**9), st.integers(1, 1500), st.integers(0, 3000)), max_size=40),
+)
+def test_what_was_used_is_within_the_limit_and_what_was_owed(limit: int, events: list[tuple[int, int, int]]) -> None:
+    clock = Clock()
+    limiter = RateLimiter(clock)
+    admitted_at: int | None = None
+    for wait_ns, estimate, used in events:
+        clock.now_ns += wait_ns
+        state = limiter.state("k", limit, estimate)
+        admitted = limiter.reserve("k", limit, estimate)
+        # What the header says is what happens.
+        assert admitted == (state.retry_after_s == 0)
+        assert admitted == (min(estimate, limit) <= state.remaining)
+        if not admitted:
+            clock.now_ns += round(state.retry_after_s * 1e9) + 1
+            assert limiter.reserve("k", limit, estimate)
+        limiter.settle("k", limit, reserved=estimate, used=used)
+        admitted_at = clock.now_ns
+        assert limiter.state("k", limit).reset_s <= 60 * (limit + 1) / limit + MAX_DEBT_NS / 1e9
+    if admitted_at is not None:
+        clock.now_ns += 2 * PERIOD_NS + MAX_DEBT_NS
+        assert limiter.state("k", limit).remaining == limit
+
+
+async def test_a_database_of_an_earlier_version_gets_the_new_column(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'keys.db'}"
+    async with await KeyStore.open(url) as store:
+        key, _ = await store.create("old", requests_per_minute=5)
+    with contextlib.closing(sqlite3.connect(tmp_path / "keys.db")) as database, database:
+        database.execute("ALTER TABLE api_keys DROP COLUMN tokens_per_minute")
+    for _ in range(2):
+        async with await KeyStore.open(url) as store:
+            found = await store.find(key)
+            assert found is not None
+            assert (found.requests_per_minute, found.tokens_per_minute) == (5, None)
+    async with await KeyStore.open(url) as store:
+        _, record = await store.create("new", tokens_per_minute=100)
+        assert record.tokens_per_minute == 100
+        assert {each.name: each.tokens_per_minute for each in await store.list_keys()} == {"old": None, "new": 100}
+        with pytest.raises(MantlerError, match="between 1 and"):
+            await store.create("bad", tokens_per_minute=0)
