@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from mantler.errors import invalid
 from mantler.messages import Tool
 from runtime_server.chat.formats import CallFormat
 from runtime_server.constraints.json_schema import LAYOUT, Json, read_schema
@@ -59,7 +60,7 @@ def _rules(form: CallFormat, tools: Sequence[Tool], only: str | None, *, strict_
         head = _literal(f'{{"name": {json.dumps(tool.name)}, "{form.arguments_key}": ')
         schema = _schema(i, tool) if tool.strict or not strict_only else {}
         # The arguments of a function are an object, also where its schema leaves it open.
-        arguments = {"type": "object", **schema, "x-guidance": LAYOUT}
+        arguments = {**schema, "type": "object", "x-guidance": LAYOUT}
         rules += [f'call_{i}: {head} arguments_{i} "}}"', f"arguments_{i}: %json {json.dumps(arguments)}"]
     return rules
 
@@ -83,7 +84,12 @@ def _break_after(form: CallFormat) -> str:
 def _schema(position: int, tool: Tool) -> Json:
     if tool.parameters is None:
         return {}
-    return read_schema(tool.parameters, f"tools[{position}].function.parameters")
+    param = f"tools[{position}].function.parameters"
+    schema = read_schema(tool.parameters, param)
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise invalid(param, "#/type must be object: arguments are always one.")
+    return schema
 
 
 def _literal(text: str) -> str:

@@ -57,10 +57,10 @@ def complaint(constraint: Constraint | Outline, text: str) -> MantlerError:
     param = error_param(constraint)
     if text.startswith("panic"):
         return invalid(param, "cannot be compiled.")
-    if "coerce_one_of" in text:
-        return invalid(param, "oneOf is supported only where its branches cannot match at once; use anyOf instead.")
     found = re.search(r"^error: (.*)", text, re.MULTILINE)
     sentence = found.group(1) if found else text.partition("\n")[0]
+    if "coerce_one_of" in sentence:
+        return invalid(param, "oneOf is supported only where its branches cannot match at once; use anyOf instead.")
     return invalid(param, f"cannot be compiled: {sentence[:MAX_COMPLAINT_CHARS]}.")
 
 

@@ -91,7 +91,7 @@ def test_strict_calls_stand_in_free_text(form: CallFormat) -> None:
     assert not accepts(single, bad)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"not": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"not": {}}', '{"type": "array"}', '{"type": ["string", "null"]}'])
 def test_schemas_that_cannot_be_kept_are_refused_by_name(text: str) -> None:
     tools = (TOOLS[1], Tool("get", parameters=text))
     with pytest.raises(MantlerError) as caught:
@@ -99,6 +99,13 @@ def test_schemas_that_cannot_be_kept_are_refused_by_name(text: str) -> None:
     assert caught.value.param == "tools[1].function.parameters"
     # Nobody asked to keep it here.
     assert accepts(GrammarConstraint(strict_calls(HERMES, tools)), "Hello")
+
+
+def test_arguments_are_objects_whatever_else_a_schema_allows() -> None:
+    tool = Tool("get", parameters='{"type": ["object", "null"], "properties": {"x": {"type": "integer"}}}')
+    grammar = GrammarConstraint(forced_calls(HERMES, (tool,)))
+    assert accepts(grammar, written(HERMES, ("get", PUT)))
+    assert not accepts(grammar, written(HERMES, ("get", "null")))
 
 
 def prompt(tools: tuple[Tool, ...], choice: ToolChoice = ToolChoiceMode.AUTO) -> ChatPrompt:
