@@ -20,6 +20,9 @@ _EXPOSED = ", ".join(
         "x-ratelimit-limit-requests",
         "x-ratelimit-remaining-requests",
         "x-ratelimit-reset-requests",
+        "x-ratelimit-limit-tokens",
+        "x-ratelimit-remaining-tokens",
+        "x-ratelimit-reset-tokens",
     ]
 )
 _DEFAULT_ALLOWED = "authorization, content-type, x-request-id"
