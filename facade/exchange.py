@@ -40,6 +40,11 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     """Headers that the answer gets, whatever it will be."""
 
+    @property
+    def tokens(self) -> int:
+        """Of prompts and completions, so far."""
+        return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
+
     def count_tokens(self, number: int) -> None:
         """Adds generated tokens; the first one marks the first token. An echoed prompt has none."""
         if number == 0:

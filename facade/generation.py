@@ -73,6 +73,10 @@ class Asked:
         """Of all prompts."""
         return len(self.requests) * self.requests[0].n
 
+    def begins_prompt(self, index: int) -> bool:
+        """Whether choice ``index`` is the first one of its prompt, whose tokens count once."""
+        return index % self.requests[0].n == 0
+
     def usage_sum(self) -> UsageSum:
         """Adds up what its choices cost."""
         return UsageSum(self.requests[0].n, len(self.requests))
@@ -141,13 +145,14 @@ async def _relay(
         part = event.body
         if isinstance(part, Delta):
             exchange.count_tokens(len(part.token_ids))
+            reservation.count()
             for data in reply.delta(event.index, part):
                 await stream.send(data)
         elif isinstance(part, Started):
+            _note_start(part, asked.begins_prompt(event.index), exchange, reservation)
             if begun:
                 continue
             begun = True
-            _note_start(part, exchange, reservation)
             await stream.open()
             for data in reply.begin(part):
                 await stream.send(data)
@@ -172,11 +177,11 @@ async def _collect(
         part = event.body
         if isinstance(part, Delta):
             exchange.count_tokens(len(part.token_ids))
+            reservation.count()
             choices[event.index].add(part)
         elif isinstance(part, Started):
-            if first is None:
-                first = part
-                _note_start(part, exchange, reservation)
+            _note_start(part, asked.begins_prompt(event.index), exchange, reservation)
+            first = first or part
         else:
             usage.add(event.index, part)
             choices[event.index].reason = part.reason
@@ -187,9 +192,11 @@ async def _collect(
     return json_answer(asked.reply.whole(first, choices, total))
 
 
-def _note_start(started: Started, exchange: Exchange, reservation: Reservation) -> None:
-    exchange.prompt_tokens = started.prompt_tokens
+def _note_start(started: Started, begins_prompt: bool, exchange: Exchange, reservation: Reservation) -> None:
     reservation.settle()
+    if begins_prompt:
+        exchange.prompt_tokens = (exchange.prompt_tokens or 0) + started.prompt_tokens
+        reservation.count()
 
 
 def _note_usage(total: Usage, exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""Keys, their store and their limits."""
+"""Keys and their store."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import multiprocessing
 import sqlite3
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mantler.errors import ErrorCode, MantlerError
 from mantler.tenancy.keys import display_prefix, hash_key, is_well_formed, mint_key
-from mantler.tenancy.limits import MAX_DEBT_NS, PERIOD_NS, RateLimiter
-from mantler.tenancy.store import KeyStore
+from mantler.tenancy.store import MAX_PER_MINUTE, KeyRecord, KeyStore
 
 
 def url_of(path: Path) -> str:
@@ -160,127 +158,50 @@ def test_processes_that_start_at_once(tmp_path: Path) -> None:
     database.close()
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_ns = 10**12
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-
-def test_a_whole_minute_at_once_and_then_evenly() -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock)
-    assert [limiter.reserve("k", 3) for _ in range(4)] == [True, True, True, False]
-    state = limiter.state("k", 3)
-    assert (state.limit, state.remaining, state.reset_s, state.retry_after_s) == (3, 0, 60.0, 20.0)
-    clock.now_ns += 20 * 10**9 - 1
-    assert not limiter.reserve("k", 3)
-    clock.now_ns += 1
-    assert limiter.state("k", 3).remaining == 1
-    assert limiter.reserve("k", 3)
-    assert limiter.reserve("other", 3)
-
-
-def test_a_refund_undoes_a_reservation() -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock)
-    assert limiter.reserve("k", 2)
-    before = limiter.state("k", 2)
-    assert limiter.reserve("k", 2)
-    limiter.refund("k", 2)
-    assert limiter.state("k", 2) == before
-    limiter.refund("k", 2)
-    limiter.refund("k", 2)
-    assert len(limiter) == 0
-    assert limiter.state("k", 2).remaining == 2
-
-
-def test_idle_keys_are_forgotten() -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock)
-    for i in range(100_000):
-        assert limiter.reserve(f"key_{i}", 60)
-        clock.now_ns += 10**7  # each is idle again after a second, in which 100 others come
-    assert len(limiter) < 2048
-
-
-@given(
-    limit=st.integers(1, 10_000),
-    gaps_ns=st.lists(st.integers(0, PERIOD_NS // 2), min_size=1, max_size=40),
+EARLIER = """
+CREATE TABLE api_keys (
+    id VARCHAR(64) NOT NULL, name VARCHAR(128) NOT NULL, hash VARCHAR(64) NOT NULL, prefix VARCHAR(32) NOT NULL,
+    allowed_models TEXT, requests_per_minute INTEGER, created_unix_s BIGINT NOT NULL, expires_unix_s BIGINT,
+    revoked_unix_s BIGINT, PRIMARY KEY (id), UNIQUE (hash)
 )
-def test_the_wait_is_exact(limit: int, gaps_ns: list[int]) -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock)
-    for gap_ns in gaps_ns:
-        clock.now_ns += gap_ns
-        state = limiter.state("k", limit)
-        assert 0 <= state.remaining <= limit
-        assert (state.remaining == 0) == (state.retry_after_s > 0)
-        # Use up what is there, then wait exactly as long as we are told.
-        for _ in range(min(state.remaining, 50)):
-            assert limiter.reserve("k", limit)
-        wait_ns = round(limiter.state("k", limit).retry_after_s * 1e9)
-        if wait_ns:
-            assert not limiter.reserve("k", limit)
-            clock.now_ns += wait_ns - 1
-            assert not limiter.reserve("k", limit)
-            clock.now_ns += 1
-        assert limiter.reserve("k", limit)
+"""
 
 
-@given(limit=st.integers(1, 50), gaps_ns=st.lists(st.integers(0, PERIOD_NS // 10), max_size=200))
-def test_over_any_time_no_more_than_the_burst_and_what_flows_back(limit: int, gaps_ns: list[int]) -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock)
-    began = clock.now_ns
-    admitted = 0
-    for gap_ns in gaps_ns:
-        clock.now_ns += gap_ns
-        admitted += limiter.reserve("k", limit)
-        assert admitted <= limit + (clock.now_ns - began) * limit / PERIOD_NS
-
-
-@given(
-    limit=st.integers(1, 1000),
-    events=st.lists(st.tuples(st.integers(0, 90 * 10**9), st.integers(1, 1500), st.integers(0, 3000)), max_size=40),
-)
-def test_what_was_used_is_within_the_limit_and_what_was_owed(limit: int, events: list[tuple[int, int, int]]) -> None:
-    clock = Clock()
-    limiter = RateLimiter(clock)
-    admitted_at: int | None = None
-    for wait_ns, estimate, used in events:
-        clock.now_ns += wait_ns
-        state = limiter.state("k", limit, estimate)
-        admitted = limiter.reserve("k", limit, estimate)
-        # What the header says is what happens.
-        assert admitted == (state.retry_after_s == 0)
-        assert admitted == (min(estimate, limit) <= state.remaining)
-        if not admitted:
-            clock.now_ns += round(state.retry_after_s * 1e9) + 1
-            assert limiter.reserve("k", limit, estimate)
-        limiter.settle("k", limit, reserved=estimate, used=used)
-        admitted_at = clock.now_ns
-        assert limiter.state("k", limit).reset_s <= 60 * (limit + 1) / limit + MAX_DEBT_NS / 1e9
-    if admitted_at is not None:
-        clock.now_ns += 2 * PERIOD_NS + MAX_DEBT_NS
-        assert limiter.state("k", limit).remaining == limit
-
-
-async def test_a_database_of_an_earlier_version_gets_the_new_column(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'keys.db'}"
+async def test_a_database_without_a_limit_of_tokens_gets_one(tmp_path: Path) -> None:
+    key = mint_key()
+    values = ("key_1", "old", hash_key(key), display_prefix(key), '["m:1"]', 5, 1000, 2000, 1500)
+    with contextlib.closing(sqlite3.connect(tmp_path / "k.db")) as database, database:
+        database.execute(EARLIER)
+        database.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    url = url_of(tmp_path / "k.db")
+    stores = await asyncio.gather(*(KeyStore.open(url) for _ in range(4)))
+    for store in stores:
+        assert await store.find(key) == KeyRecord(
+            id="key_1",
+            name="old",
+            prefix=display_prefix(key),
+            allowed_models=("m:1",),
+            requests_per_minute=5,
+            created_unix_s=1000,
+            expires_unix_s=2000,
+            revoked_unix_s=1500,
+            tokens_per_minute=None,
+        )
+        await store.close()
     async with await KeyStore.open(url) as store:
-        key, _ = await store.create("old", requests_per_minute=5)
-    with contextlib.closing(sqlite3.connect(tmp_path / "keys.db")) as database, database:
-        database.execute("ALTER TABLE api_keys DROP COLUMN tokens_per_minute")
-    for _ in range(2):
-        async with await KeyStore.open(url) as store:
-            found = await store.find(key)
-            assert found is not None
-            assert (found.requests_per_minute, found.tokens_per_minute) == (5, None)
-    async with await KeyStore.open(url) as store:
-        _, record = await store.create("new", tokens_per_minute=100)
-        assert record.tokens_per_minute == 100
-        assert {each.name: each.tokens_per_minute for each in await store.list_keys()} == {"old": None, "new": 100}
-        with pytest.raises(MantlerError, match="between 1 and"):
-            await store.create("bad", tokens_per_minute=0)
+        await store.create("new", tokens_per_minute=100)
+        assert {record.name: record.tokens_per_minute for record in await store.list_keys()} == {
+            "old": None,
+            "new": 100,
+        }
+
+
+@pytest.mark.parametrize("field", ["requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize("limit", [-1, 0, MAX_PER_MINUTE + 1])
+async def test_a_limit_out_of_range_is_refused_by_name(tmp_path: Path, field: str, limit: int) -> None:
+    limits: dict[str, Any] = {field: limit}
+    async with await KeyStore.open(url_of(tmp_path / "k.db")) as store:
+        with pytest.raises(MantlerError, match="between 1 and 1000000000") as caught:
+            await store.create("k", **limits)
+        assert caught.value.param == field
+        assert await store.list_keys() == []
