@@ -123,8 +123,8 @@ class _Limit:
             state = self._limiter.state(self._key_id, self._per_minute, self._wanted)
             raise MantlerError(
                 ErrorCode.RATE_LIMIT_EXCEEDED,
-                f"The API key's limit is {self._per_minute} {self._unit} per minute: {state.remaining} are left now, and "
-                f"this request asks for {min(self._wanted, self._per_minute)}.",
+                f"The API key's limit is {self._per_minute} {self._unit} per minute: {state.remaining} are left now, "
+                f"and this request asks for {min(self._wanted, self._per_minute)}.",
                 retry_after_s=state.retry_after_s,
             )
         self._paid = self._hold.units

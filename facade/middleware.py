@@ -13,18 +13,8 @@ from facade.services import SERVICES
 SERVER = "mantler"
 """What the answers' header ``Server`` says."""
 
-_EXPOSED = ", ".join(
-    [
-        "x-request-id",
-        "retry-after",
-        "x-ratelimit-limit-requests",
-        "x-ratelimit-remaining-requests",
-        "x-ratelimit-reset-requests",
-        "x-ratelimit-limit-tokens",
-        "x-ratelimit-remaining-tokens",
-        "x-ratelimit-reset-tokens",
-    ]
-)
+_LIMITS = [f"x-ratelimit-{what}-{unit}" for unit in ("requests", "tokens") for what in ("limit", "remaining", "reset")]
+_EXPOSED = ", ".join(["x-request-id", "retry-after", *_LIMITS])
 _DEFAULT_ALLOWED = "authorization, content-type, x-request-id"
 _HEADER_NAMES = re.compile(r"[A-Za-z0-9_-]+(\s*,\s*[A-Za-z0-9_-]+)*")
 _MAX_ECHO_CHARS = 2048

@@ -14,7 +14,9 @@ import aiohttp
 import pytest
 
 from facade.app import running
+from facade.limits import Limiters
 from mantler.config import FacadeSettings
+from mantler.tenancy.limits import RateLimiter
 from mantler.tenancy.store import KeyStore
 from tests.facade.described import check_answer, check_event
 from tests.fake_runtime import FakeRuntime
@@ -118,6 +120,29 @@ def events(text: str) -> list[str]:
 def changes() -> dict[str, Any]:
     """Settings that a test changes: override or parametrize."""
     return {}
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_ns = 10**12
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def wait(self, seconds: float) -> None:
+        """Moves on."""
+        self.now_ns += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the limits of keys go by in a facade that is asked for after it."""
+    clock = Clock()
+    limiters = Limiters(RateLimiter(clock), RateLimiter(clock))
+    monkeypatch.setattr("facade.app.Limiters", lambda: limiters)
+    return clock
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from facade.options import NO_OPS
 from mantler import messages as m
 from mantler.errors import ErrorCode, MantlerError
-from tests.facade.conftest import AUTH, MODEL, Facade, chat, error_of, raw_request
+from tests.facade.conftest import AUTH, MODEL, Clock, Facade, chat, error_of, raw_request
 from tests.fake_runtime import Gate, failing
 
 NOT_JSON = [b"", b"42", b'"string"', b"null", b"[123]", b"[{}]", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000]
@@ -118,7 +118,8 @@ async def test_21_head_and_options(facade: Facade) -> None:
 async def test_21_cors_on_errors_and_streams(facade: Facade) -> None:
     for _, _, response in (await facade.get("/nowhere"), await facade.post(b"")):
         assert response.headers["Access-Control-Allow-Origin"] == "*"
-        assert "x-request-id" in response.headers["Access-Control-Expose-Headers"]
+        exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
+        assert {"x-request-id", "retry-after", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens"} <= set(exposed)
     _, response = await facade.stream(chat())
     assert response.headers["Access-Control-Allow-Origin"] == "*"
 
@@ -146,59 +147,103 @@ async def test_22_200_clients_that_time_out_free_their_slots(facade: Facade, sto
     assert time.monotonic() - started_s < 1
 
 
-async def test_23_the_limit_of_a_key_is_told_and_kept(facade: Facade) -> None:
+def limits_of(response: aiohttp.ClientResponse, unit: str) -> tuple[str | None, ...]:
+    """The headers of one limit: limit, remaining, reset."""
+    return tuple(response.headers.get(f"x-ratelimit-{what}-{unit}") for what in ("limit", "remaining", "reset"))
+
+
+async def test_23_the_limit_of_requests_is_told_and_kept(clock: Clock, facade: Facade) -> None:
     headers, _ = await facade.new_key(requests_per_minute=2)
-    for remaining in ("1", "0"):
+    for told in (("2", "1", "30s"), ("2", "0", "60s")):
         status, _, response = await facade.post(chat(), headers=headers)
         assert status == 200
-        assert response.headers["x-ratelimit-limit-requests"] == "2"
-        assert response.headers["x-ratelimit-remaining-requests"] == remaining
+        assert limits_of(response, "requests") == told
+        assert limits_of(response, "tokens") == (None, None, None)
+    clock.wait(0.5)
     status, body, response = await facade.post(chat(stream=True), headers=headers)
     assert (status, *error_of(body)) == (429, "rate_limit_error", "rate_limit_exceeded")
-    assert 28 <= int(response.headers["Retry-After"]) <= 30
-    assert response.headers["x-ratelimit-remaining-requests"] == "0"
+    assert body["error"]["message"] == (
+        "The API key's limit is 2 requests per minute: 0 are left now, and this request asks for 1."
+    )
+    assert response.headers["Retry-After"] == "30"
+    assert limits_of(response, "requests") == ("2", "0", "59.5s")
     # Another key is not concerned.
     assert (await facade.post(chat()))[0] == 200
+    clock.wait(29.5)
+    assert (await facade.post(chat(), headers=headers))[0] == 200
 
 
-async def test_23_tokens_are_counted_as_they_were_used(facade: Facade) -> None:
+async def test_23_tokens_of_prompt_and_answer_are_told(clock: Clock, facade: Facade) -> None:
     headers, _ = await facade.new_key(tokens_per_minute=60)
     # The fake machine counts words: three of the prompt, three of the answer. Ten were reserved for the answer.
-    status, _, response = await facade.post(chat(max_tokens=10), headers=headers)
-    assert status == 200
-    assert response.headers["x-ratelimit-limit-tokens"] == "60"
-    assert response.headers["x-ratelimit-remaining-tokens"] == "54"
-    assert response.headers["x-ratelimit-reset-tokens"].endswith("s")
-    _, streamed = await facade.stream_with(chat(max_tokens=10), headers)
-    # Sent before anything was used.
-    assert 35 <= int(streamed.headers["x-ratelimit-remaining-tokens"]) <= 45
-    status, body, response = await facade.post(chat("w " * 200), headers=headers)
-    assert (status, *error_of(body)) == (429, "rate_limit_error", "rate_limit_exceeded")
-    assert "60 tokens per minute" in body["error"]["message"]
-    assert 10 <= int(response.headers["Retry-After"]) <= 13
+    status, body, response = await facade.post(chat(max_tokens=10), headers=headers)
+    assert (status, body["usage"]["total_tokens"]) == (200, 6)
+    assert limits_of(response, "tokens") == ("60", "54", "6s")
+    assert limits_of(response, "requests") == (None, None, None)
+
+
+async def test_23_a_stream_tells_what_was_reserved(clock: Clock, facade: Facade) -> None:
+    headers, _ = await facade.new_key(requests_per_minute=3, tokens_per_minute=60)
+    # The prompt has 20 bytes with its role, and is taken for five tokens.
+    _, response = await facade.stream_with(chat(max_tokens=10), headers)
+    assert limits_of(response, "requests") == ("3", "2", "20s")
+    assert limits_of(response, "tokens") == ("60", "45", "15s")
+    _, response = await facade.stream_with(chat(n=2, max_tokens=4), headers)
+    assert limits_of(response, "tokens") == ("60", "41", "19s")
+
+
+async def test_23_the_wait_for_tokens_is_true(clock: Clock, facade: Facade) -> None:
+    headers, _ = await facade.new_key(tokens_per_minute=60)
+    assert (await facade.post(chat("w " * 20, max_tokens=19), headers=headers))[0] == 200
+    for stream in (False, True):
+        status, body, response = await facade.post(chat(max_tokens=30, stream=stream), headers=headers)
+        assert (status, *error_of(body)) == (429, "rate_limit_error", "rate_limit_exceeded")
+        assert body["error"]["message"] == (
+            "The API key's limit is 60 tokens per minute: 20 are left now, and this request asks for 35."
+        )
+        assert response.headers["Retry-After"] == "15"
+        assert limits_of(response, "tokens") == ("60", "20", "40s")
+    # A smaller one needs not wait, and costs 6.
+    assert (await facade.post(chat(max_tokens=15), headers=headers))[0] == 200
+    clock.wait(14 + 6)
+    assert (await facade.post(chat(max_tokens=30), headers=headers))[0] == 429
+    clock.wait(1)
+    assert (await facade.post(chat(max_tokens=30), headers=headers))[0] == 200
+
+
+async def test_23_a_request_larger_than_the_limit_waits_for_all_of_it(clock: Clock, facade: Facade) -> None:
+    headers, _ = await facade.new_key(tokens_per_minute=60)
+    assert (await facade.post(chat(), headers=headers))[0] == 200
+    status, body, response = await facade.post(chat(max_tokens=1000), headers=headers)
+    assert (status, response.headers["Retry-After"]) == (429, "6")
+    assert body["error"]["message"].endswith("54 are left now, and this request asks for 60.")
+    clock.wait(6)
+    assert (await facade.post(chat(max_tokens=1000), headers=headers))[0] == 200
+
+
+async def test_23_what_was_used_beyond_the_limit_is_waited_for(clock: Clock, facade: Facade) -> None:
+    headers, _ = await facade.new_key(tokens_per_minute=60)
+    _, body, response = await facade.post(chat("w " * 59 + "w"), headers=headers)
+    assert body["usage"]["total_tokens"] == 120
+    assert limits_of(response, "tokens") == ("60", "0", "120s")
+    status, _, response = await facade.post(chat("w"), headers=headers)
+    # 60 are owed, and it asks for two.
+    assert (status, response.headers["Retry-After"]) == (429, "62")
+    clock.wait(62)
     assert (await facade.post(chat("w"), headers=headers))[0] == 200
 
 
-async def test_23_what_was_used_beyond_the_limit_is_waited_for(facade: Facade) -> None:
-    headers, _ = await facade.new_key(tokens_per_minute=60)
-    assert (await facade.post(chat("w " * 60), headers=headers))[0] == 200
-    status, _, response = await facade.post(chat("w"), headers=headers)
-    assert status == 429
-    # 60 and 60 words were used, so that a minute is owed.
-    assert 55 <= int(response.headers["Retry-After"]) <= 65
-
-
-async def test_23_a_request_refused_by_one_limit_costs_nothing_in_the_other(facade: Facade) -> None:
-    headers, _ = await facade.new_key(requests_per_minute=3, tokens_per_minute=30)
-    assert (await facade.post(chat("w", max_tokens=25), headers=headers))[0] == 200
+@pytest.mark.parametrize("per_minute", [(9, 30), (1, 30_000)], ids=["tokens", "requests"])
+async def test_23_what_one_limit_refuses_costs_nothing_in_the_other(
+    clock: Clock, facade: Facade, per_minute: tuple[int, int]
+) -> None:
+    headers, _ = await facade.new_key(requests_per_minute=per_minute[0], tokens_per_minute=per_minute[1])
+    _, _, before = await facade.post(chat(), headers=headers)
     for _ in range(3):
-        assert (await facade.post(chat("w", max_tokens=30), headers=headers))[0] == 429
-    _, _, response = await facade.post(chat("w"), headers=headers)
-    assert response.headers["x-ratelimit-remaining-requests"] == "1"
-    facade.runtime.script = failing(MantlerError(ErrorCode.QUEUE_FULL, "Full.", retry_after_s=2.5))
-    _, _, refused = await facade.post(chat("w", max_tokens=5), headers=headers)
-    assert refused.headers["x-ratelimit-remaining-requests"] == "1"
-    assert refused.headers["x-ratelimit-remaining-tokens"] == response.headers["x-ratelimit-remaining-tokens"]
+        status, _, response = await facade.post(chat(max_tokens=30), headers=headers)
+        assert status == 429
+        for unit in ("requests", "tokens"):
+            assert limits_of(response, unit) == limits_of(before, unit)
 
 
 async def test_23_the_wait_of_a_full_queue_is_rounded_up(facade: Facade) -> None:
