@@ -23,6 +23,9 @@ _HARD_END_S = 5.0
 _GRPC_EXPERIMENTS = "-event_engine_client"
 """One thread reads gRPC, not a pool that hands each message on: a third of the facade's time (docs/decisions/0011)."""
 
+_GRPC_FORK_SUPPORT = "0"
+"""Children are started and never forked into; gRPC would complain of each one that starts beside its threads."""
+
 _lifeline_option = option(
     "--exit-with-stdin",
     env="MANTLER_EXIT_WITH_STDIN",
@@ -47,6 +50,7 @@ def runtime(flags: dict[str, object], exit_with_stdin: bool) -> None:
     """
     settings = read(RuntimeSettings, flags)
     _prepare(settings, settings.runtime, "--runtime", settings.drain_timeout_s, exit_with_stdin)
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", _GRPC_FORK_SUPPORT)
     from runtime_server.server import RuntimeFailure, serve
 
     try:

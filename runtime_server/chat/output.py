@@ -63,7 +63,7 @@ class ChatOutput:
         if self._tool_calls is None:
             return parts
         content, deltas = self._tool_calls.flush()
-        return Parts(parts.content + content, parts.reasoning, parts.tool_calls + deltas)
+        return Parts(parts.content + self._content(content), parts.reasoning, parts.tool_calls + deltas)
 
     def finish_reason(self, reason: FinishReason) -> FinishReason:
         """Why the output ended, given why the engine did: calls that the model chose to make are a reason."""
@@ -82,4 +82,9 @@ class ChatOutput:
         if self._tool_calls is None:
             return Parts(text, reasoning)
         content, deltas = self._tool_calls.feed(text)
-        return Parts(content, reasoning, deltas)
+        return Parts(self._content(content), reasoning, deltas)
+
+    def _content(self, text: str) -> str:
+        """Where calls must be made there is no content: it is the beginning of a call that was cut short."""
+        forced = isinstance(self._choice, NamedTool) or self._choice is ToolChoiceMode.REQUIRED
+        return "" if forced else text

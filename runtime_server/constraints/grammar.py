@@ -24,6 +24,9 @@ from runtime_server.constraints.json_schema import LAYOUT, read_schema
 from runtime_server.constraints.outline import Outline
 
 MAX_COMPLAINT_CHARS = 200
+_PLACE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
+_ARGUMENTS = re.compile(r"^ +\d+ \| arguments_(\d+): .*\n +\^", re.MULTILINE)
+"""The line at fault of a grammar of calls, as the compiler quotes it: the rule of one tool's arguments."""
 
 Grammar = dict[str, Any]
 """One of the compiler's, as JSON."""
@@ -57,6 +60,9 @@ def complaint(constraint: Constraint | Outline, text: str) -> MantlerError:
     param = error_param(constraint)
     if text.startswith("panic"):
         return invalid(param, "cannot be compiled.")
+    if isinstance(constraint, Outline) and (of_tool := _ARGUMENTS.search(text)):
+        param = f"tools[{of_tool[1]}].function.parameters"
+        text = _PLACE.sub("", text)
     found = re.search(r"^error: (.*)", text, re.MULTILINE)
     sentence = found.group(1) if found else text.partition("\n")[0]
     if "coerce_one_of" in sentence:

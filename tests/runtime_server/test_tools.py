@@ -209,12 +209,21 @@ async def test_faults_are_told_of_the_field_that_they_are_in(model: DeployedMode
             bad,
             "response_format.json_schema.schema",
         ),
-        (ChatPrompt(ASKED, tools=(wrong_tool,)), None, "tools"),
+        (ChatPrompt(ASKED, tools=(TOOLS[1], wrong_tool)), None, "tools[1].function.parameters"),
     ):
         with pytest.raises(MantlerError) as caught:
             await model.generation(replace(request(prompt), constraint=constraint))
         assert caught.value.param == param
         assert "oneOf" not in caught.value.message
+
+
+async def test_a_call_that_is_cut_short_leaves_no_markup(model: DeployedModel) -> None:
+    prompt = ChatPrompt(ASKED, tools=TOOLS, tool_choice=ToolChoiceMode.REQUIRED)
+    for max_tokens in range(1, 12):
+        (answer,) = await answers(model, request(prompt, max_tokens=max_tokens))
+        assert answer.text == ""
+        assert answer.finished is not None
+        assert answer.finished.reason is FinishReason.LENGTH
 
 
 async def test_none_offers_no_tools(model: DeployedModel) -> None:
