@@ -44,7 +44,7 @@ _CASES = {
     ErrorCode.METHOD_NOT_ALLOWED: "The address does not take this method.",
     ErrorCode.REQUEST_TOO_LARGE: "The body is longer than `max_body_mb`.",
     ErrorCode.UNSUPPORTED_MEDIA_TYPE: "The body says that it is not JSON, or has an unknown encoding.",
-    ErrorCode.RATE_LIMIT_EXCEEDED: "The key's requests per minute are used up.",
+    ErrorCode.RATE_LIMIT_EXCEEDED: "The key's requests or tokens per minute are used up.",
     ErrorCode.QUEUE_FULL: "Every slot of the model is taken and its queue is full.",
     ErrorCode.CANCELLED: "The caller went away. Seen in logs only.",
     ErrorCode.MACHINE_OFFLINE: "The runtime cannot be reached.",

@@ -34,7 +34,7 @@ def keys() -> None:
 
     \b
     Examples:
-      mantler keys create --name ci --models smollm2:135m --rpm 60 --expires 30d
+      mantler keys create --name ci --models smollm2:135m --rpm 60 --tpm 100000 --expires 30d
       mantler keys list --json
       mantler keys revoke key_57fa008a07fb6950
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -29,18 +30,20 @@ def test_a_life_of_a_key(mantler: Mantler) -> None:
     made = json.loads(
         mantler(
             "keys", "create", "--name", "ci", "--models", "a:1,b:2", "--models", "c:3", "--rpm", "60",
-            "--expires", "30d", "--json",
+            "--tpm", "100000", "--expires", "30d", "--json",
         ).out
     )  # fmt: skip
     assert made["allowed_models"] == ["a:1", "b:2", "c:3"]
-    assert made["requests_per_minute"] == 60
+    assert (made["requests_per_minute"], made["tokens_per_minute"]) == (60, 100_000)
     assert abs(made["expires_unix_s"] - time.time() - 30 * 86_400) < 60
 
     listed = json.loads(mantler("keys", "list", "--json").out)
-    assert [key["id"] for key in listed] == [made["id"]]
+    assert [(key["id"], key["tokens_per_minute"]) for key in listed] == [(made["id"], 100_000)]
     assert "key" not in listed[0]
     assert made["key"] not in json.dumps(listed)
-    assert " active " in mantler("keys", "list").out
+    shown = mantler("keys", "list").out
+    assert " active " in shown
+    assert re.search(r"rpm +tpm .*\n.* 60 +100000 ", shown)
 
     assert mantler("keys", "revoke", made["id"]).code == 0
     assert " revoked " in mantler("keys", "list").out

@@ -98,6 +98,10 @@ def test_flags_reach_the_children_as_they_were_given() -> None:
             ("keys", "create", "--rpm", "0"),
             "error: --rpm: must be a whole number from 1 to 1000000000, got '0'\nhint: ",
         ),
+        (
+            ("keys", "create", "--tpm", "1000000001"),
+            "error: --tpm: must be a whole number from 1 to 1000000000, got '1000000001'\nhint: ",
+        ),
         (("keys", "create", "--rpm", "abc"), "error: --rpm: must be a whole number from 1 to 1000000000, got 'abc'\n"),
         (("keys", "lst"), "error: No such command 'lst'\nhint: did you mean `mantler keys list`?\n"),
         (("models", "list"), "error: No such command 'list'\nhint: did you mean `mantler models`?\n"),
