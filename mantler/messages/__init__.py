@@ -7,6 +7,7 @@ valid; the error names the field as the OpenAI API spells it.
 
 from mantler.messages.chat import (
     MAX_MESSAGES,
+    MAX_TEMPLATE_VALUES,
     MAX_TEMPLATE_VARIABLES,
     MAX_TOOLS,
     ChatMessage,
@@ -102,6 +103,7 @@ __all__ = [
     "MAX_STOP_STRINGS",
     "MAX_STOP_STRING_CHARS",
     "MAX_STOP_TOKEN_IDS",
+    "MAX_TEMPLATE_VALUES",
     "MAX_TEMPLATE_VARIABLES",
     "MAX_TOKENS",
     "MAX_TOOLS",

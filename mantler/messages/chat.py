@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -15,6 +15,10 @@ MAX_TOOLS = 128
 """As many as OpenAI takes."""
 MAX_TEMPLATE_VARIABLES = 64
 MAX_TEMPLATE_VARIABLE_DEPTH = 16
+MAX_TEMPLATE_VALUES = 10_000
+"""In all variables together, objects and arrays included. Each costs both sides of the wire some microseconds."""
+MAX_TEMPLATE_NUMBER = 2**53 - 1
+"""Numbers travel as doubles, which hold integers up to here exactly (RFC 8259, section 6)."""
 
 
 class Role(Enum):
@@ -69,8 +73,18 @@ class ChatPrompt:
                 "template_variables",
                 f"must hold at most {MAX_TEMPLATE_VARIABLES} names, got {len(self.template_variables)}.",
             )
-        if _depth(self.template_variables) > MAX_TEMPLATE_VARIABLE_DEPTH:
-            raise invalid("template_variables", f"must be nested at most {MAX_TEMPLATE_VARIABLE_DEPTH} deep.")
+        count = 0
+        for depth, level in enumerate(_levels(self.template_variables), 1):
+            count += len(level)
+            if depth > MAX_TEMPLATE_VARIABLE_DEPTH:
+                raise invalid("template_variables", f"must be nested at most {MAX_TEMPLATE_VARIABLE_DEPTH} deep.")
+            if count > MAX_TEMPLATE_VALUES:
+                raise invalid("template_variables", f"must hold at most {MAX_TEMPLATE_VALUES} values in all.")
+            if not all(map(_travels, level)):
+                raise invalid(
+                    "template_variables",
+                    f"must hold numbers from {-MAX_TEMPLATE_NUMBER} to {MAX_TEMPLATE_NUMBER} only.",
+                )
 
     def _check_tools(self) -> None:
         if len(self.tools) > MAX_TOOLS:
@@ -85,12 +99,14 @@ class ChatPrompt:
             raise invalid("tool_choice", "must be auto or none where no tools are offered.")
 
 
-def _depth(value: object) -> int:
-    """Objects and arrays around the innermost value, as far as there are not too many."""
-    level: list[object] = [value]
-    depth = 0
-    while level and depth <= MAX_TEMPLATE_VARIABLE_DEPTH:
-        outer = [inner for inner in level if isinstance(inner, (Mapping, list))]
-        level = [each for inner in outer for each in (inner.values() if isinstance(inner, Mapping) else inner)]
-        depth += bool(outer)
-    return depth
+def _levels(variables: Mapping[str, object]) -> Iterator[list[object]]:
+    """The values of ``variables``, then those within these, and so on."""
+    level: list[object] = [variables]
+    while outer := [each for each in level if isinstance(each, (Mapping, list))]:
+        level = [inner for each in outer for inner in (each.values() if isinstance(each, Mapping) else each)]
+        yield level
+
+
+def _travels(value: object) -> bool:
+    """Whether ``value`` is no number, or one that is the same at the other end of the wire."""
+    return not isinstance(value, int | float) or abs(value) <= MAX_TEMPLATE_NUMBER

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from google.protobuf import json_format
+from collections.abc import Iterable
+
+from google.protobuf import json_format, struct_pb2
 
 from mantler import messages as m
 from mantler.errors import invalid, unsupported
@@ -51,11 +53,27 @@ def chat_from_proto(chat: chat_pb2.ChatPrompt) -> m.ChatPrompt:
 
 
 def _variables_from_proto(chat: chat_pb2.ChatPrompt) -> dict[str, object]:
+    _check_values(chat.template_variables)
     try:
         variables: dict[str, object] = json_format.MessageToDict(chat.template_variables)
     except (json_format.Error, ValueError) as error:
         raise invalid("template_variables", "must hold JSON values; numbers must be finite.") from error
     return variables
+
+
+def _check_values(variables: struct_pb2.Struct) -> None:
+    # Before they are converted, which holds up everybody else.
+    count = 0
+    levels: list[Iterable[struct_pb2.Value]] = [variables.fields.values()]
+    for level in levels:
+        for value in level:
+            count += 1
+            if count > m.MAX_TEMPLATE_VALUES:
+                raise invalid("template_variables", f"must hold at most {m.MAX_TEMPLATE_VALUES} values in all.")
+            if value.HasField("struct_value"):
+                levels.append(value.struct_value.fields.values())
+            elif value.HasField("list_value"):
+                levels.append(value.list_value.values)
 
 
 def _turn_from_proto(position: int, turn: chat_pb2.ChatMessage) -> m.ChatMessage:

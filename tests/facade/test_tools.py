@@ -152,6 +152,9 @@ def tool(**function: Any) -> dict[str, Any]:
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {str(i): i for i in range(65)}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"a": json.loads("[" * 40 + "]" * 40)}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": {"b": [1] * 10_000}}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": [10**400]}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a": -(2**53)}}, "chat_template_kwargs"),
     ],
 )
 async def test_wrong_tools_are_refused_by_name(facade: Facade, fields: dict[str, Any], param: str) -> None:

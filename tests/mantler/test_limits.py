@@ -191,7 +191,8 @@ class LifeOfAKey(RuleBasedStateMachine):
         assert self.limiter.state("k", self.limit).remaining == state.remaining - hold.units
         self.open.append(hold)
         self.net += hold.units
-        assert self.net <= self.limit * (1 + (self.clock.now_ns - self.began_ns) / PERIOD_NS)
+        # In integers, for a limit that is met exactly is met.
+        assert self.net * PERIOD_NS <= self.limit * (PERIOD_NS + self.clock.now_ns - self.began_ns)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())

@@ -176,6 +176,8 @@ BAD_CHATS: list[tuple[str, dict[str, Any]]] = [
     ("tool_choice", {"tool_choice": {"mode": 9}}),
     ("tool_choice", {"tools": [{"name": "f"}], "tool_choice": {"function_name": "g"}}),
     ("template_variables", {"template_variables": {"a": float("inf")}}),
+    ("template_variables", {"template_variables": {"a": 2.0**53}}),
+    ("template_variables", {"template_variables": {"a": {"b": [0] * m.MAX_TEMPLATE_VALUES}}}),
     ("template_variables", {"template_variables": {str(i): 1 for i in range(m.MAX_TEMPLATE_VARIABLES + 1)}}),
 ]
 
@@ -186,6 +188,14 @@ def test_bad_tools_and_variables_are_refused_by_name(param: str, fields: dict[st
     with pytest.raises(MantlerError) as raised:
         wire.request_from_proto(generation_pb2.GenerateRequest(request_id="r", model="x", chat=chat))
     assert (raised.value.code, raised.value.param) == (ErrorCode.INVALID_PARAMETER, param)
+
+
+def test_too_many_variables_are_refused_before_they_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("google.protobuf.json_format.MessageToDict")
+    chat = chat_pb2.ChatPrompt(messages=[chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER)])
+    chat.template_variables.update({"a": [{"b": [0] * 100}] * (m.MAX_TEMPLATE_VALUES // 100)})
+    with pytest.raises(MantlerError, match="at most 10000 values"):
+        wire.request_from_proto(generation_pb2.GenerateRequest(request_id="r", model="x", chat=chat))
 
 
 def test_an_event_of_the_future_is_refused() -> None:
