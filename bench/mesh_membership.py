@@ -52,7 +52,7 @@ def measure_membership(machines: int) -> Membership:
     all_join = joins("m", machines)
     all_join_s = sum(apply(all_join))
     names = [MachineId(f"m{number % machines}") for number in range(SAMPLES)]
-    loads = (ModelLoad("model", 8, 0, 4096, 100, 200),)
+    loads = (ModelLoad("model", 8, 0, 4096),)
     one_joins = apply(joins("new", SAMPLES))
     reports = apply(LoadReport(name, 1, number, loads) for number, name in enumerate(names))
     leaves = apply(Left(MachineId(f"new{number}"), Version(1, 1)) for number in range(SAMPLES))

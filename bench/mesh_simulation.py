@@ -133,7 +133,7 @@ class Simulation:
         def arrive(now_s: float) -> None:
             sequence = round(1000 * now_s)
             for (machine_id, place), directory in itertools.product(self._places.items(), self._directories):
-                load = ModelLoad(MODEL, 0, 0, held[place], 0, 0)
+                load = ModelLoad(MODEL, 0, 0, held[place])
                 directory.apply(LoadReport(machine_id, 1, sequence, (load,)), now_s)
 
         self._at(now_s + REPORT_DELAY_S, arrive)

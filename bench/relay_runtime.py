@@ -16,15 +16,19 @@ import grpc
 import uvloop
 
 from mantler.client import SERVER_OPTIONS
+from mantler.mesh.machine import MachineId
 from mantler.messages import Deployment, FinishReason, GenerateRequest, ModelInfo, ModelState
-from mantler.v1 import generation_pb2_grpc, model_pb2_grpc
+from mantler.v1 import generation_pb2_grpc, machine_pb2_grpc, model_pb2_grpc
+from runtime_server.deployed import DeployedModel
 from runtime_server.deployments import Deployments
 from runtime_server.engine.engine import Engine, Sink
 from runtime_server.engine.generation import Generation
 from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.sequence import Sequence
+from runtime_server.machine import ThisMachine
 from runtime_server.server import MAX_STREAMS
 from runtime_server.services.generation import GenerationServicer
+from runtime_server.services.machine import MachineServicer
 from runtime_server.services.model import ModelServicer
 
 PREFIX = "step:"
@@ -77,6 +81,8 @@ class Models:
 
     def __init__(self) -> None:
         self._steps: dict[str, Steps] = {}
+        self.draining = False
+        self.ready: list[DeployedModel] = []
 
     def serving(self, model: str) -> Models:
         """See :class:`runtime_server.deployments.Deployments`."""
@@ -121,6 +127,8 @@ async def serve(address: str) -> None:
     models = cast(Deployments, Models())
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(models), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models), server)
+    machine = ThisMachine(MachineId("relay"), address, models)
+    machine_pb2_grpc.add_MachineServiceServicer_to_server(MachineServicer(machine), server)
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()

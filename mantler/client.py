@@ -22,7 +22,15 @@ from mantler import messages as m
 from mantler import wire
 from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.grpc_errors import from_rpc_error
-from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from mantler.mesh.machine import LoadReport, MachineId
+from mantler.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    machine_pb2,
+    machine_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 MAX_MESSAGE_BYTES = 40 * 2**20
 """Fits the prompt of a 32 MiB HTTP body with the overhead of its messages."""
@@ -85,6 +93,7 @@ class RuntimeClient:
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._machine = machine_pb2_grpc.MachineServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -175,6 +184,16 @@ class RuntimeClient:
     async def unload_model(self, model: str, timeout_s: float | None = None) -> None:
         """Frees a model's memory after its running requests have finished."""
         await _answer(self._models.UnloadModel(model_pb2.UnloadModelRequest(model=model), timeout=timeout_s))
+
+    async def get_machine(self, timeout_s: float = UNARY_TIMEOUT_S) -> tuple[m.MachineInfo, LoadReport]:
+        """Who the machine is, what it has, and how busy it is."""
+        answer = await _answer(self._machine.GetMachine(machine_pb2.GetMachineRequest(), timeout=timeout_s))
+        machine = wire.machine_from_proto(answer.machine)
+        return machine, wire.load_from_proto(MachineId(machine.id), answer.load)
+
+    async def set_draining(self, draining: bool, timeout_s: float = UNARY_TIMEOUT_S) -> None:
+        """Keeps new requests away from the machine, or lets them come again."""
+        await _answer(self._machine.SetDraining(machine_pb2.SetDrainingRequest(draining=draining), timeout=timeout_s))
 
 
 class GivenUp:

@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from mantler.tenancy.keys import MIN_SECRET_CHARS, PREFIX, is_well_formed
+from mantler.tenancy.keys import MIN_SECRET_CHARS, PREFIX, TOKEN_PREFIX, is_token, is_well_formed
 
 ENV_PREFIX = "MANTLER_"
 CONFIG_FILE = "config.toml"
@@ -64,6 +64,21 @@ def _api_key(value: str) -> str:
     return value
 
 
+MAX_MACHINE_NAME_CHARS = 128
+
+
+def _machine_token(value: str) -> str:
+    if not is_token(value):
+        raise ValueError(f"must be {TOKEN_PREFIX} and what `mantler tokens create` printed after it")
+    return value
+
+
+def _machine_name(value: str) -> str:
+    if len(value) > MAX_MACHINE_NAME_CHARS or not value.isprintable():
+        raise ValueError(f"must be at most {MAX_MACHINE_NAME_CHARS} printable characters")
+    return value
+
+
 def _split_commas(value: object) -> object:
     """``a, b`` of an environment variable as a list; flags and the file already give one."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -82,12 +97,17 @@ def _model_id(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 """A ``HOST:PORT``. Port 0 lets the system choose one."""
 
+AddressOrNone = Annotated[str, AfterValidator(lambda value: _address(value) if value else value)]
+"""The same, or the empty string."""
+
 Addresses = Annotated[list[Address], NoDecode, BeforeValidator(_split_commas)]
 """Like :data:`StringList`, of addresses."""
 
 StringList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 """Several strings: a flag is repeated, an environment variable is separated by commas."""
 
+
+MachineName = Annotated[str, AfterValidator(_machine_name)]
 
 ModelId = Annotated[str, AfterValidator(_model_id)]
 
@@ -177,6 +197,28 @@ class RuntimeSettings(Settings):
     )
     drain_timeout_s: float = Field(
         30.0, ge=0, le=3600, description="How long running requests may finish after SIGTERM, in seconds."
+    )
+    mesh: Addresses = Field(
+        default_factory=list,
+        description="Facade whose mesh this machine joins, HOST:PORT of its gRPC server; may be given several times. "
+        "Needs a machine token in MANTLER_MACHINE_TOKEN.",
+    )
+    machine_id: MachineName = Field(
+        "", description="Name of this machine in a mesh; empty means its host name and the port of --runtime."
+    )
+    reach: Literal["auto", "dial", "tunnel"] = Field(
+        "auto",
+        description="How facades reach this machine: they dial it, or use a tunnel that it opens. auto means a tunnel "
+        "where --runtime is on the loopback interface and the facade is not.",
+    )
+    advertise: AddressOrNone = Field(
+        "", description="HOST:PORT under which facades dial this machine, where --runtime does not say it."
+    )
+    machine_token: Annotated[str, AfterValidator(_machine_token)] | None = Field(
+        None,
+        description="Lets this machine join a mesh (mt_live_…); `mantler tokens create` on the facade makes one.",
+        json_schema_extra=SECRET,
+        repr=False,
     )
 
 

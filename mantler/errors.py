@@ -35,7 +35,10 @@ class ErrorCode(Enum):
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     INVALID_API_KEY = "invalid_api_key"
     MODEL_NOT_ALLOWED = "model_not_allowed"
+    INVALID_TOKEN = "invalid_token"  # noqa: S105 - the name of an error
     MODEL_NOT_FOUND = "model_not_found"
+    MACHINE_NOT_FOUND = "machine_not_found"
+    MACHINE_EXISTS = "machine_exists"
     ROUTE_NOT_FOUND = "route_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     REQUEST_TOO_LARGE = "request_too_large"
@@ -58,6 +61,9 @@ TABLE: dict[ErrorCode, ErrorRow] = {
     ErrorCode.INVALID_API_KEY: ErrorRow("UNAUTHENTICATED", 401, "authentication_error", False),
     ErrorCode.MODEL_NOT_ALLOWED: ErrorRow("PERMISSION_DENIED", 403, "permission_error", False),
     ErrorCode.MODEL_NOT_FOUND: ErrorRow("NOT_FOUND", 404, "not_found_error", False),
+    ErrorCode.INVALID_TOKEN: ErrorRow("UNAUTHENTICATED", 401, "authentication_error", False),
+    ErrorCode.MACHINE_NOT_FOUND: ErrorRow("NOT_FOUND", 404, "not_found_error", False),
+    ErrorCode.MACHINE_EXISTS: ErrorRow("ALREADY_EXISTS", 409, "invalid_request_error", False),
     ErrorCode.ROUTE_NOT_FOUND: ErrorRow("UNIMPLEMENTED", 404, "not_found_error", False),
     ErrorCode.METHOD_NOT_ALLOWED: ErrorRow("UNIMPLEMENTED", 405, "invalid_request_error", False),
     ErrorCode.REQUEST_TOO_LARGE: ErrorRow("INVALID_ARGUMENT", 413, "invalid_request_error", False),

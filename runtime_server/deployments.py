@@ -50,6 +50,9 @@ class Deployments:
         settings: of the runtime.
         store: of converted models.
         on_change: called after a model became ready or stopped being so.
+
+    Attributes:
+        draining: whether new requests are refused. Running ones finish.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Deployments:
         self._settings = settings
         self._store = store
         self._on_change = on_change
+        self.draining = False
         self._ready: dict[str, DeployedModel] = {}
         self._loads: dict[str, _Load] = {}
         self._unloading: dict[str, DeployedModel] = {}
@@ -66,15 +70,12 @@ class Deployments:
 
     def serving(self, name: str) -> DeployedModel:
         """The model, if it takes requests. Raises ``MantlerError`` MODEL_NOT_FOUND or RUNTIME_UNAVAILABLE."""
-        model_id = _model_id(name)
-        model = self._ready.get(model_id)
-        if model is not None:
-            return model
-        if model_id in self._loads or model_id in self._unloading:
-            raise unavailable(model_id)
-        raise MantlerError(
-            ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not deployed on this machine.", param="model"
-        )
+        model = self._deployed(name)
+        if self.draining:
+            raise MantlerError(
+                ErrorCode.RUNTIME_UNAVAILABLE, "The machine is draining: it takes no new requests.", retry_after_s=1.0
+            )
+        return model
 
     @property
     def ready(self) -> list[DeployedModel]:
@@ -127,10 +128,10 @@ class Deployments:
     async def unload(self, name: str) -> None:
         """Takes no new requests, lets the running ones finish for ``drain_timeout_s`` and frees the memory.
 
-        It goes on where the caller leaves: the running requests are not the caller's. Raises what :meth:`serving`
-        raises.
+        It goes on where the caller leaves: the running requests are not the caller's. Raises ``MantlerError``
+        MODEL_NOT_FOUND or RUNTIME_UNAVAILABLE.
         """
-        model = self.serving(name)
+        model = self._deployed(name)
         del self._ready[model.manifest.id]
         self._unloading[model.manifest.id] = model
         self._on_change()
@@ -148,6 +149,17 @@ class Deployments:
         models = list(self._ready.values())
         self._ready.clear()
         await asyncio.gather(*(model.close() for model in models))
+
+    def _deployed(self, name: str) -> DeployedModel:
+        model_id = _model_id(name)
+        model = self._ready.get(model_id)
+        if model is not None:
+            return model
+        if model_id in self._loads or model_id in self._unloading:
+            raise unavailable(model_id)
+        raise MantlerError(
+            ErrorCode.MODEL_NOT_FOUND, f"The model {name!r} is not deployed on this machine.", param="model"
+        )
 
     async def _unload(self, model: DeployedModel) -> None:
         name = model.manifest.id

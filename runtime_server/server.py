@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import aclosing
 
@@ -14,18 +16,31 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from mantler.client import SERVER_OPTIONS
-from mantler.config import RuntimeSettings
+from mantler.config import RuntimeSettings, join_address, split_address
 from mantler.errors import MantlerError
+from mantler.mesh.machine import MachineId
 from mantler.reflection import enable_reflection
-from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from mantler.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    machine_pb2,
+    machine_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 from runtime_server.deployments import Deployments
+from runtime_server.machine import ThisMachine
+from runtime_server.mesh.join import Joining
+from runtime_server.mesh.reach import address_for
 from runtime_server.models.store import ModelStore
 from runtime_server.services.generation import GenerationServicer
+from runtime_server.services.machine import MachineServicer
 from runtime_server.services.model import ModelServicer
 
 logger = logging.getLogger(__name__)
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+MACHINE = machine_pb2.DESCRIPTOR.services_by_name["MachineService"].full_name
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 STALL_S = 60.0
 """An engine whose step runs longer than this hangs, and is reported as not serving."""
@@ -64,7 +79,11 @@ class RuntimeServer:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(self._deployments), self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._deployments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (GENERATION, MODEL, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        self._machine: ThisMachine | None = None
+        self._joinings: list[Joining] = []
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        """Where tunnels end, which nobody else can reach."""
+        names = (GENERATION, MODEL, MACHINE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         enable_reflection(self._server, names)
 
     async def start(self) -> int:
@@ -77,6 +96,7 @@ class RuntimeServer:
             port: int = self._server.add_insecure_port(self._settings.runtime)
         except RuntimeError as error:
             raise RuntimeFailure(f"cannot listen on {self._settings.runtime}") from error
+        self._present(port)
         await self._server.start()
         logger.info("serving gRPC on port %d", port)
         for name in self._settings.model:
@@ -88,6 +108,8 @@ class RuntimeServer:
                 raise RuntimeFailure(f"cannot load {name}: {error.message}") from error
         self._started = True
         await self._set_health()
+        for joining in self._joinings:
+            joining.start()
         return port
 
     def stop(self) -> None:
@@ -108,11 +130,38 @@ class RuntimeServer:
     async def close(self) -> None:
         """Refuses new requests, lets running ones finish for ``drain_timeout_s``, then frees everything."""
         await self._health.enter_graceful_shutdown()
+        self._deployments.draining = True
+        await asyncio.gather(*(joining.leave() for joining in self._joinings))
         await self._server.stop(self._settings.drain_timeout_s)
+        await asyncio.gather(*(joining.close() for joining in self._joinings))
         await self._deployments.close()
         await self._server.stop(CLOSE_S)
+        if self._sockets is not None:
+            self._sockets.cleanup()
+
+    def _present(self, port: int) -> None:
+        """Says who this machine is, to those who ask and to the facades whose mesh it is to join."""
+        settings = self._settings
+        listening = join_address(split_address(settings.runtime)[0], port)
+        name = settings.machine_id or f"{socket.gethostname()}:{port}"
+        self._machine = ThisMachine(MachineId(name), settings.advertise or listening, self._deployments)
+        machine_pb2_grpc.add_MachineServiceServicer_to_server(MachineServicer(self._machine), self._server)
+        addresses = {
+            facade: address_for(facade, settings.reach, listening, settings.advertise) for facade in settings.mesh
+        }
+        path = ""
+        if not all(addresses.values()):
+            self._sockets = tempfile.TemporaryDirectory(prefix="mantler-")
+            path = f"{self._sockets.name}/runtime"
+            self._server.add_insecure_port(f"unix:{path}")
+        self._joinings = [
+            Joining(facade, self._machine, address=address, token=settings.machine_token or "", socket=path)
+            for facade, address in addresses.items()
+        ]
 
     def _report_health(self) -> None:
+        if self._machine is not None:
+            self._machine.tell()
         task = asyncio.create_task(self._set_health())
         self._updates.add(task)
         task.add_done_callback(self._updates.discard)

@@ -24,7 +24,15 @@ from mantler import wire
 from mantler.client import SERVER_OPTIONS
 from mantler.errors import ErrorCode, MantlerError
 from mantler.grpc_errors import abort
-from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from mantler.mesh.machine import LoadReport, MachineId
+from mantler.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    machine_pb2,
+    machine_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 Body = m.Started | m.Delta | m.Finished
 Said = Body | tuple[int, Body]
@@ -151,6 +159,9 @@ class FakeRuntime:
         """Cleared, the machine does not say which models it has."""
         self.lists.set()
         self.active = 0
+        self.draining = False
+        self._epoch = 0
+        self._revision = 0
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
 
@@ -168,6 +179,9 @@ class FakeRuntime:
         server = grpc.aio.server(options=(*SERVER_OPTIONS, ("grpc.so_reuseport", 0)))
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), server)
+        self._revision = 0
+        self._epoch += 1
+        machine_pb2_grpc.add_MachineServiceServicer_to_server(_Machine(self), server)
         host, _, _ = self.address.rpartition(":")
         self.address = f"{host}:{server.add_insecure_port(self.address)}"
         await server.start()
@@ -188,6 +202,16 @@ class FakeRuntime:
         """Waits until so many generations run."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.active >= generations)
+
+    def info(self) -> m.MachineInfo:
+        """What the machine says of itself. Its id is its address."""
+        self._revision += 1
+        models = tuple(sorted(self.models.values(), key=lambda known: known.id))
+        return m.MachineInfo(self.address, self._epoch, self._revision, self.address, models, self.draining)
+
+    def load(self) -> LoadReport:
+        """How busy it says that it is."""
+        return LoadReport(MachineId(self.address), self._epoch, self._revision, ())
 
     def known(self, model_id: str) -> m.ModelInfo:
         """A model of the store. Raises MODEL_NOT_FOUND."""
@@ -302,3 +326,23 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
             await abort(context, error)
         self._runtime.models[request.model] = model(request.model, m.ModelState.STORED)
         return model_pb2.UnloadModelResponse()
+
+
+class _Machine(machine_pb2_grpc.MachineServiceServicer):
+    def __init__(self, runtime: FakeRuntime) -> None:
+        self._runtime = runtime
+
+    async def GetMachine(  # noqa: N802
+        self, request: machine_pb2.GetMachineRequest, context: Context
+    ) -> machine_pb2.GetMachineResponse:
+        await self._runtime.thawed.wait()
+        await self._runtime.lists.wait()
+        return machine_pb2.GetMachineResponse(
+            machine=wire.machine_to_proto(self._runtime.info()), load=wire.load_to_proto(self._runtime.load())
+        )
+
+    async def SetDraining(  # noqa: N802
+        self, request: machine_pb2.SetDrainingRequest, context: Context
+    ) -> machine_pb2.SetDrainingResponse:
+        self._runtime.draining = request.draining
+        return machine_pb2.SetDrainingResponse()

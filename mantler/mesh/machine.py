@@ -63,8 +63,6 @@ class ModelLoad:
     queued: int
     running_tokens: int
     """Tokens that running and queued requests hold or are going to hold, prompts and outputs together."""
-    kv_blocks_used: int
-    kv_blocks_total: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from mantler.messages.events import (
     TokenLogprob,
     Usage,
 )
+from mantler.messages.machines import MachineInfo
 from mantler.messages.models import (
     Deployment,
     EngineProfile,
@@ -127,6 +128,7 @@ __all__ = [
     "LoadProgress",
     "LoadStage",
     "LogprobsParams",
+    "MachineInfo",
     "ModelInfo",
     "ModelState",
     "NamedTool",

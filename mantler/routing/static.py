@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from mantler.client import RuntimeClient
 from mantler.errors import ErrorCode, MantlerError
-from mantler.mesh.machine import MachineId
-from mantler.mesh.membership import Version
-from mantler.messages import ModelInfo, ModelState
+from mantler.mesh.machine import LoadReport
+from mantler.messages import MachineInfo
 from mantler.routing.clients import Clients
 from mantler.routing.view import View
 
@@ -19,14 +18,12 @@ POLL_TIMEOUT_S = 1.0
 LEASE_S = 2.5
 """A machine that has not answered for so long is offline."""
 
-_Facts = tuple[tuple[str, ModelState, int, int, int], ...]
-
 
 class StaticMembership:
-    """Asks the machines at ``addresses``, whose ids are their addresses. Use as a context manager."""
+    """Asks the machines at ``addresses``."""
 
     def __init__(self, addresses: Sequence[str], view: View, clients: Clients) -> None:
-        self._machines = [_Polled(MachineId(address), view, clients) for address in addresses]
+        self._machines = [_Polled(address, view, clients) for address in addresses]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -46,15 +43,14 @@ class StaticMembership:
 
 
 class _Polled:
-    """One machine. A life of its runtime is told from the next by a silence in between."""
+    """One address."""
 
-    def __init__(self, machine_id: MachineId, view: View, clients: Clients) -> None:
-        self._id = machine_id
+    def __init__(self, address: str, view: View, clients: Clients) -> None:
+        self._address = address
         self._view = view
-        self._client: RuntimeClient = clients.at(machine_id)
-        self._version = Version(0, 0)
-        self._facts: _Facts | None = None
-        self._asked = 0
+        self._client: RuntimeClient = clients.at(address)
+        self._machine: MachineInfo | None = None
+        """Who answered there last."""
         self._began_s = float("-inf")
         """When the last question was asked."""
         self._asking = asyncio.Lock()
@@ -72,42 +68,21 @@ class _Polled:
                 return
             self._began_s = time.monotonic()
             try:
-                models = await self._client.list_models(POLL_TIMEOUT_S)
+                machine, report = await self._client.get_machine(POLL_TIMEOUT_S)
             except MantlerError as error:
                 self._failed(error)
             else:
-                self._answered(models)
+                self._answered(machine, report)
 
-    def _answered(self, models: Sequence[ModelInfo]) -> None:
+    def _answered(self, machine: MachineInfo, report: LoadReport) -> None:
+        self._machine = machine
         now_s = time.monotonic()
-        self._asked += 1
-        facts = tuple(
-            (
-                model.id,
-                model.state,
-                model.deployment.slots if model.deployment else 0,
-                model.deployment.queue_capacity if model.deployment else 0,
-                model.deployment.max_request_tokens if model.deployment else 0,
-            )
-            for model in models
-        )
         lease_until_s = now_s + LEASE_S
-        if facts != self._facts:
-            self._facts = facts
-            self._version = Version(self._version.epoch, self._version.revision + 1)
-            self._view.registered(self._id, self._id, models, self._version, now_s=now_s, lease_until_s=lease_until_s)
-        self._view.renewed(
-            self._id,
-            models,
-            self._version.epoch,
-            now_s=now_s,
-            lease_until_s=lease_until_s,
-            sequence=self._asked,
-        )
+        self._view.registered(machine, self._address, now_s=now_s, lease_until_s=lease_until_s)
+        self._view.reported(report, now_s=now_s, lease_until_s=lease_until_s)
 
     def _failed(self, error: MantlerError) -> None:
         # A deadline may be a busy machine: its lease decides. A refused connection is certain.
-        if error.code is not ErrorCode.DEADLINE_EXCEEDED and self._facts is not None:
-            self._view.left(self._id, self._version, now_s=time.monotonic())
-            self._version = Version(self._version.epoch + 1, 0)
-            self._facts = None
+        if error.code is not ErrorCode.DEADLINE_EXCEEDED and self._machine is not None:
+            self._view.left(self._machine, now_s=time.monotonic())
+            self._machine = None

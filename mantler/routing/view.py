@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from mantler.mesh.directory import Change, Directory, MachineChange
-from mantler.mesh.machine import LoadReport, Machine, MachineId, Mantle, ModelLoad
+from mantler.mesh.machine import LoadReport, Machine, MachineId, Mantle
 from mantler.mesh.membership import Left, Registered, Renewed, Version
-from mantler.messages import ModelInfo, ModelState
+from mantler.messages import MachineInfo, ModelInfo, ModelState
+
+MAX_OFFLINE = 1000
+"""Machines that are gone and remembered, for operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenMachine:
+    """A machine as a facade knows it."""
+
+    info: MachineInfo
+    """What it said last."""
+    address: str
+    """Where it is reached from here."""
+    online: bool
+    report: LoadReport | None
+    """The last one of this life."""
 
 
 class View:
-    """Takes what a membership hears of machines in terms of their models.
+    """Takes in what a membership hears of machines.
 
     Attributes:
         directory: who is online and who serves what.
@@ -19,70 +36,94 @@ class View:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self._models: dict[MachineId, tuple[ModelInfo, ...]] = {}
-        self._epochs: dict[MachineId, int] = {}
-        """The lives of the machines that are online."""
+        self._infos: dict[MachineId, MachineInfo] = {}
+        self._reports: dict[MachineId, LoadReport] = {}
+        self._addresses: dict[MachineId, str] = {}
+        self._departures: dict[MachineId, int] = {}
+        """How often each left. What is heard of it afterwards counts as later, though it is the same life."""
+        self._offline: dict[MachineId, None] = {}
+        """The longest gone first."""
         directory.subscribe(self._take)
 
     def models(self) -> list[ModelInfo]:
         """Every model of a machine that is online, once, ordered by id; where several have it, one that serves it."""
         found: dict[str, ModelInfo] = {}
-        for models in self._models.values():
-            for model in models:
-                if model.id not in found or model.state is ModelState.READY:
-                    found[model.id] = model
+        for machine_id, machine in self._infos.items():
+            if machine_id not in self._offline:
+                for model in machine.models:
+                    if model.id not in found or model.state is ModelState.READY:
+                        found[model.id] = model
         return [found[name] for name in sorted(found)]
 
-    def registered(
-        self,
-        machine_id: MachineId,
-        address: str,
-        models: Sequence[ModelInfo],
-        version: Version,
-        *,
-        now_s: float,
-        lease_until_s: float,
-        draining: bool = False,
-    ) -> None:
-        """A machine came, or what it serves has changed."""
-        machine = Machine(machine_id, address, tuple(_mantles(models)), draining=draining)
-        self._epochs[machine_id] = version.epoch
-        self.directory.apply(Registered(machine, version, lease_until_s), now_s)
-        self._tell(machine_id, models)
+    def machines(self) -> list[SeenMachine]:
+        """Every machine, those that went offline lately included, ordered by id."""
+        return [self._seen(machine_id) for machine_id in sorted(self._infos)]
 
-    def renewed(
-        self,
-        machine_id: MachineId,
-        models: Sequence[ModelInfo],
-        epoch: int,
-        *,
-        now_s: float,
-        lease_until_s: float,
-        sequence: int,
-    ) -> None:
+    def machine(self, machine_id: MachineId) -> SeenMachine | None:
+        """One of them."""
+        return self._seen(machine_id) if machine_id in self._infos else None
+
+    def registered(self, machine: MachineInfo, address: str, *, now_s: float, lease_until_s: float) -> None:
+        """A machine came, or what it has has changed.
+
+        Args:
+            address: where it is reached from here.
+            lease_until_s: when it counts as offline unless more is heard.
+        """
+        machine_id = MachineId(machine.id)
+        known = self._infos.get(machine_id)
+        if known is None or (machine.epoch, machine.revision) > (known.epoch, known.revision):
+            self._infos[machine_id] = machine
+            self._addresses[machine_id] = address
+        if known is None:
+            self._offline[machine_id] = None
+        at = Machine(machine_id, address, tuple(_mantles(machine.models)), draining=machine.draining)
+        self.directory.apply(Registered(at, self._version(machine), lease_until_s), now_s)
+
+    def reported(self, report: LoadReport, *, now_s: float, lease_until_s: float) -> None:
         """A machine is still there, and this busy."""
-        self.directory.apply(Renewed(machine_id, epoch, lease_until_s), now_s)
-        self.directory.apply(LoadReport(machine_id, epoch, sequence, tuple(_loads(models))), now_s)
-        self._tell(machine_id, models)
+        self.directory.apply(Renewed(report.machine_id, report.epoch, lease_until_s), now_s)
+        self.directory.apply(report, now_s)
+        if report.machine_id in self._infos:
+            self._reports[report.machine_id] = report
 
     def heard(self, machine_id: MachineId, *, now_s: float, lease_until_s: float) -> None:
         """Something came from a machine that is online, so it is there, whatever its membership knows."""
-        epoch = self._epochs.get(machine_id)
-        if epoch is not None:
-            self.directory.apply(Renewed(machine_id, epoch, lease_until_s), now_s)
+        machine = self._infos.get(machine_id)
+        if machine is not None and machine_id not in self._offline:
+            self.directory.apply(Renewed(machine_id, machine.epoch, lease_until_s), now_s)
 
-    def left(self, machine_id: MachineId, version: Version, *, now_s: float) -> None:
-        """A machine said farewell, or refuses connections."""
-        self.directory.apply(Left(machine_id, version), now_s)
+    def left(self, machine: MachineInfo, *, now_s: float) -> None:
+        """A machine said farewell, or refuses connections. It is back when it is registered again."""
+        machine_id = MachineId(machine.id)
+        self.directory.apply(Left(machine_id, self._version(machine)), now_s)
+        if machine_id in self._infos:
+            self._departures[machine_id] = self._departures.get(machine_id, 0) + 1
 
-    def _tell(self, machine_id: MachineId, models: Sequence[ModelInfo]) -> None:
-        if self.directory.get(machine_id) is not None:
-            self._models[machine_id] = tuple(models)
+    def _version(self, machine: MachineInfo) -> Version:
+        return Version(machine.epoch, machine.revision + self._departures.get(MachineId(machine.id), 0))
+
+    def _seen(self, machine_id: MachineId) -> SeenMachine:
+        info, report = self._infos[machine_id], self._reports.get(machine_id)
+        return SeenMachine(
+            info,
+            self._addresses[machine_id],
+            machine_id not in self._offline,
+            report if report is not None and report.epoch == info.epoch else None,
+        )
 
     def _take(self, change: Change) -> None:
-        if isinstance(change, MachineChange) and change.after is None:
-            self._models.pop(change.machine_id, None)
-            self._epochs.pop(change.machine_id, None)
+        if not isinstance(change, MachineChange):
+            return
+        self._offline.pop(change.machine_id, None)
+        if change.after is None:
+            self._offline[change.machine_id] = None
+            if len(self._offline) > MAX_OFFLINE:
+                self._forget(next(iter(self._offline)))
+
+    def _forget(self, machine_id: MachineId) -> None:
+        for kept in (self._offline, self._infos, self._reports, self._addresses, self._departures):
+            kept.pop(machine_id, None)
 
 
 def _mantles(models: Iterable[ModelInfo]) -> Iterable[Mantle]:
@@ -95,18 +136,4 @@ def _mantles(models: Iterable[ModelInfo]) -> Iterable[Mantle]:
                 slots=deployment.slots,
                 queue_capacity=deployment.queue_capacity,
                 max_request_tokens=deployment.max_request_tokens,
-            )
-
-
-def _loads(models: Iterable[ModelInfo]) -> Iterable[ModelLoad]:
-    for model in models:
-        deployment = model.deployment
-        if deployment is not None:
-            yield ModelLoad(
-                model.id,
-                running=deployment.slots_used,
-                queued=deployment.queue_length,
-                running_tokens=deployment.held_tokens,
-                kv_blocks_used=0,
-                kv_blocks_total=0,
             )

@@ -1,4 +1,4 @@
-"""API keys as text: how they are made, recognised, hashed and shown."""
+"""API keys and machine tokens as text: how they are made, recognised, hashed and shown."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ import secrets
 
 PREFIX = "mk_live_"
 """What every key begins with, so that scanners find a leaked one."""
+TOKEN_PREFIX = "mt_live_"  # noqa: S105 - the beginning of all of them
+"""The same of machine tokens."""
 SECRET_BYTES = 32
-"""Random bytes of a minted key: 256 bits."""
+"""Random bytes of a minted key or token: 256 bits."""
 MIN_SECRET_CHARS = 24
 MAX_SECRET_CHARS = 256
 SHOWN_SECRET_CHARS = 4
 
-_SHAPE = re.compile(rf"{PREFIX}[A-Za-z0-9_-]{{{MIN_SECRET_CHARS},{MAX_SECRET_CHARS}}}")
+_SECRET = rf"[A-Za-z0-9_-]{{{MIN_SECRET_CHARS},{MAX_SECRET_CHARS}}}"
+_KEY = re.compile(PREFIX + _SECRET)
+_TOKEN = re.compile(TOKEN_PREFIX + _SECRET)
 
 
 def mint_key() -> str:
     """A new key: ``mk_live_`` and 256 random bits in URL-safe base64."""
     return PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+
+
+def mint_token() -> str:
+    """A new machine token, of the same strength."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
 
 
 def mint_key_id() -> str:
@@ -29,7 +38,12 @@ def mint_key_id() -> str:
 
 def is_well_formed(key: str) -> bool:
     """Whether ``key`` could be one of ours: the prefix and 24 to 256 letters, digits, ``-`` and ``_``."""
-    return _SHAPE.fullmatch(key) is not None
+    return _KEY.fullmatch(key) is not None
+
+
+def is_token(text: str) -> bool:
+    """The same of machine tokens."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def hash_key(key: str) -> str:

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import logging
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import filelock
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Integer,
-    MetaData,
-    RowMapping,
-    String,
-    Table,
-    Text,
-    event,
-    insert,
-    inspect,
-    select,
-    update,
-)
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.schema import CreateTable
+from sqlalchemy import BigInteger, Column, Integer, RowMapping, String, Table, Text, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
-from mantler.errors import ErrorCode, MantlerError, invalid
+from mantler.errors import invalid
+from mantler.tenancy.database import METADATA, Database, unavailable
 from mantler.tenancy.keys import (
     MIN_SECRET_CHARS,
     PREFIX,
@@ -47,19 +24,13 @@ from mantler.tenancy.keys import (
     mint_key_id,
 )
 
-BUSY_TIMEOUT_MS = 5_000
-"""How long a statement waits for another process's write."""
-POOL_SIZE = 4
 MAX_NAME_CHARS = 128
 MAX_PER_MINUTE = 10**9
 """Requests, and tokens."""
 
-_log = logging.getLogger("mantler.tenancy")
-
-_metadata = MetaData()
 _keys = Table(
     "api_keys",
-    _metadata,
+    METADATA,
     Column("id", String(64), primary_key=True),
     Column("name", String(MAX_NAME_CHARS), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),
@@ -71,8 +42,6 @@ _keys = Table(
     Column("revoked_unix_s", BigInteger),
     Column("tokens_per_minute", Integer),
 )
-_ADDED = ("tokens_per_minute",)
-"""Columns that tables of earlier versions lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +71,18 @@ class KeyStore:
     """Keys in a database. Every method raises STORE_UNAVAILABLE when the database fails.
 
     Args:
-        url: SQLAlchemy address with an async driver, as ``Settings.database_url`` has it.
+        database: is closed with the store.
         clock: unix time in seconds.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._url = make_url(url)
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
         self._clock = clock
-        self._engine = _engine(self._url)
 
     @classmethod
     async def open(cls, url: str, *, clock: Callable[[], float] = time.time) -> Self:
-        """Connects, and makes the file and the table where they do not exist. Several processes may do so at once."""
-        store = cls(url, clock=clock)
-        try:
-            with _translated():
-                await store._create()
-        except BaseException:
-            await store.close()
-            raise
-        return store
+        """Of the database at ``url``; see :meth:`Database.open`."""
+        return cls(await Database.open(url), clock=clock)
 
     async def __aenter__(self) -> Self:
         return self
@@ -133,7 +94,7 @@ class KeyStore:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._engine.dispose()
+        await self._database.close()
 
     async def create(
         self,
@@ -166,19 +127,19 @@ class KeyStore:
         except _KeyExistsError:
             found = await self.find(key)
             if found is None:
-                raise _unavailable() from None
+                raise unavailable() from None
             return found
         return record
 
     async def list_keys(self) -> list[KeyRecord]:
         """Every key, revoked and expired ones included, oldest first."""
-        async with self._transaction() as connection:
+        async with self._database.transaction() as connection:
             rows = await connection.execute(select(_keys).order_by(_keys.c.created_unix_s, _keys.c.id))
             return [_from_row(row) for row in rows.mappings()]
 
     async def revoke(self, key_id: str) -> KeyRecord | None:
         """Ends a key for good, from the next request on. ``None`` if there is no such key."""
-        async with self._transaction() as connection:
+        async with self._database.transaction() as connection:
             await connection.execute(
                 update(_keys)
                 .where(_keys.c.id == key_id, _keys.c.revoked_unix_s.is_(None))
@@ -189,7 +150,7 @@ class KeyStore:
 
     async def find(self, key: str) -> KeyRecord | None:
         """The record of ``key``, revoked and expired ones included."""
-        async with self._transaction() as connection:
+        async with self._database.transaction() as connection:
             rows = await connection.execute(select(_keys).where(_keys.c.hash == hash_key(key)))
             row = rows.mappings().one_or_none()
             return None if row is None else _from_row(row)
@@ -226,77 +187,15 @@ class KeyStore:
         values["hash"] = hash_key(key)
         if record.allowed_models is not None:
             values["allowed_models"] = json.dumps(record.allowed_models)
-        async with self._transaction() as connection:
+        async with self._database.transaction() as connection:
             try:
                 await connection.execute(insert(_keys).values(values))
             except IntegrityError as error:
                 raise _KeyExistsError from error
 
-    async def _create(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            if self._url.get_backend_name() == "sqlite" and self._url.database:
-                path = Path(self._url.database)
-                # SQLite's busy timeout does not cover the switch to WAL, so one process at a time does it.
-                lock = filelock.FileLock(
-                    path.with_name(path.name + ".lock"),
-                    timeout=BUSY_TIMEOUT_MS / 1000,
-                    thread_local=False,  # it is taken in a worker thread and given back here
-                )
-                await asyncio.to_thread(_make_private_file, path)
-                await asyncio.to_thread(lock.acquire)
-                stack.callback(lock.release)
-            async with self._engine.connect() as connection:
-                if connection.dialect.name == "sqlite":
-                    await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                await connection.execute(CreateTable(_keys, if_not_exists=True))
-                await connection.run_sync(_add_columns)
-                await connection.commit()
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        with _translated():
-            async with self._engine.begin() as connection:
-                yield connection
-
 
 class _KeyExistsError(Exception):
     """The key is in the database already."""
-
-
-def _engine(url: URL) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=POOL_SIZE,
-        max_overflow=0,
-        pool_timeout=BUSY_TIMEOUT_MS / 1000,
-        hide_parameters=True,  # errors go to the log, and the parameters are hashes and names of keys
-    )
-    if url.get_backend_name() == "sqlite":
-
-        @event.listens_for(engine.sync_engine, "connect")
-        def prepare(connection: Any, _: object) -> None:
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-            cursor.execute("PRAGMA synchronous=NORMAL")
-            cursor.close()
-
-    return engine
-
-
-def _add_columns(connection: Connection) -> None:
-    """Brings a table of an earlier version up to date."""
-    there = {column["name"] for column in inspect(connection).get_columns(_keys.name)}
-    for name in _ADDED:
-        if name not in there:
-            kind = _keys.c[name].type.compile(connection.dialect)
-            connection.exec_driver_sql(f"ALTER TABLE {_keys.name} ADD COLUMN {name} {kind}")
-
-
-def _make_private_file(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its side files the permissions of the database.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    path.chmod(0o600)
 
 
 def _from_row(row: RowMapping) -> KeyRecord:
@@ -312,16 +211,3 @@ def _from_row(row: RowMapping) -> KeyRecord:
         revoked_unix_s=row["revoked_unix_s"],
         tokens_per_minute=row["tokens_per_minute"],
     )
-
-
-def _unavailable() -> MantlerError:
-    return MantlerError(ErrorCode.STORE_UNAVAILABLE, "The database of API keys cannot be reached.", retry_after_s=1.0)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, OSError, filelock.Timeout) as error:
-        _log.exception("the database of keys failed")
-        raise _unavailable() from error

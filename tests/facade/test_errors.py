@@ -115,8 +115,7 @@ async def test_a_frozen_runtime_is_offline_soon(tmp_path: Path, monkeypatch: pyt
         await asyncio.Event().wait()
 
     monkeypatch.setattr("facade.served.LOOKUP_TIMEOUT_S", 0.1)
-    for method in ("ListModels", "GetModel"):
-        monkeypatch.setattr(f"tests.fake_runtime._Models.{method}", frozen)
+    monkeypatch.setattr("tests.fake_runtime._Machine.GetMachine", frozen)
     async with (
         FakeRuntime() as runtime,
         running(make_settings(tmp_path, runtime.address)) as (host, port),

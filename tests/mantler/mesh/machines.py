@@ -23,7 +23,7 @@ def registered(machine: Machine, epoch: int = 1, revision: int = 1, until_s: flo
 
 
 def report(name: str, sequence: int, running_tokens: int, epoch: int = 1) -> LoadReport:
-    return LoadReport(MachineId(name), epoch, sequence, (ModelLoad(MODEL, 1, 0, running_tokens, 1, 10),))
+    return LoadReport(MachineId(name), epoch, sequence, (ModelLoad(MODEL, 1, 0, running_tokens),))
 
 
 def mesh(count: int, slots: int = 8) -> Directory:
