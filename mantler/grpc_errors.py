@@ -6,15 +6,17 @@ reason and the parameter in its metadata, and ``RetryInfo`` where a retry makes 
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from mantler.errors import TABLE, ErrorCode, MantlerError
+from mantler.errors import TABLE, ErrorCode, MantlerError, internal
 
 DOMAIN = "mantler"
 """``ErrorInfo.domain`` of our errors."""
@@ -25,6 +27,8 @@ instead; a message travels twice, percent-encoded (up to 12 bytes per character)
 
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata key of the serialised ``google.rpc.Status``."""
+
+logger = logging.getLogger(__name__)
 
 _FALLBACK: dict[grpc.StatusCode, tuple[ErrorCode, str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (ErrorCode.INVALID_REQUEST, "The runtime refused the request as invalid."),
@@ -61,6 +65,24 @@ async def abort(context: grpc.aio.ServicerContext[object, object], error: Mantle
     """Ends an RPC with ``error``. Always raises ``grpc.aio.AbortError``, which handlers must let pass."""
     status = to_status(error)
     await context.abort(status_code(error), status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+@asynccontextmanager
+async def border(context: grpc.aio.ServicerContext[Any, Any], what: str) -> AsyncIterator[None]:
+    """Ends the RPC with the status of whatever leaves the block.
+
+    Our errors keep their row of the table; anything else is a bug: it is logged with ``what`` and the client learns
+    nothing of it. Cancellation and an abort that has happened already pass through.
+    """
+    try:
+        yield
+    except MantlerError as error:
+        await abort(context, error)
+    except grpc.aio.AbortError:
+        raise
+    except Exception:
+        logger.exception("%s failed", what)
+        await abort(context, internal())
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:

@@ -150,7 +150,7 @@ class RuntimeServer:
             facade: address_for(facade, settings.reach, listening, settings.advertise) for facade in settings.mesh
         }
         path = ""
-        if not all(addresses.values()):
+        if settings.mesh and settings.reach != "dial":
             self._sockets = tempfile.TemporaryDirectory(prefix="mantler-")
             path = f"{self._sockets.name}/runtime"
             self._server.add_insecure_port(f"unix:{path}")

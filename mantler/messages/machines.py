@@ -23,3 +23,5 @@ class MachineInfo:
     """All in its store, ordered by id, without profiles and counts."""
     draining: bool = False
     """Finishes what it has and takes no new requests."""
+    opens_tunnels: bool = False
+    """Where it cannot be dialled."""

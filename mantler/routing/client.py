@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from mantler.client import UNARY_TIMEOUT_S, RuntimeClient, TokenCount
 from mantler.errors import ErrorCode, MantlerError
@@ -28,11 +28,14 @@ from mantler.mesh.retries import Backoff, RetryBudget, may_retry
 from mantler.messages import ChatPrompt, Event, GenerateRequest, ModelInfo, Started, TextPrompt, TokenPrompt
 from mantler.routing.attempt import SILENT_S, Attempts
 from mantler.routing.clients import Clients
+from mantler.routing.memberships import Membership, Memberships
 from mantler.routing.prompt_bytes import prompt_bytes
 from mantler.routing.static import StaticMembership
 from mantler.routing.view import View
 
 EXPIRE_EVERY_S = 0.25
+STOPPED_S = 1.0
+"""A longer time between two looks at leases is a sleep of this process, not of the machines."""
 MAX_ATTEMPTS = 32
 """Of one request. A request that brings machines down must not bring all of them down for ever."""
 ACCEPTED_AFTER_S = 1.0
@@ -45,22 +48,6 @@ _GOES_ON = frozenset({ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE, 
 
 Result = TypeVar("Result")
 _log = logging.getLogger("mantler.routing")
-
-
-class Membership(Protocol):
-    """Whatever tells the view of machines."""
-
-    async def start(self) -> None:
-        """Begins; returns once the machines that answer at once are known."""
-        ...
-
-    async def refresh(self) -> None:
-        """Looks again, now, where that helps."""
-        ...
-
-    async def close(self) -> None:
-        """Ends."""
-        ...
 
 
 @dataclass(slots=True)
@@ -305,25 +292,32 @@ class MeshClient:
 
     async def expire(self) -> None:
         """Takes machines offline whose leases end, unless their streams go on; for ever."""
+        looked_s = time.monotonic()
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
             now_s = time.monotonic()
+            if now_s > looked_s + STOPPED_S:
+                # This process stood still, and what machines said meanwhile has not been read yet.
+                self._view.directory.resume_expiry(now_s, STOPPED_S)
+            looked_s = now_s
             for machine_id in self._attempts.heard_within(SILENT_S):
                 self._view.heard(machine_id, now_s=now_s, lease_until_s=now_s + SILENT_S)
             self._view.directory.expire(now_s)
 
 
 @asynccontextmanager
-async def connected(addresses: Sequence[str], *, resume_within_s: float) -> AsyncIterator[MeshClient]:
-    """A client of the machines at ``addresses``; see :class:`MeshClient`."""
-    view = View(Directory())
+async def connected(
+    addresses: Sequence[str], *, resume_within_s: float, view: View | None = None, others: Sequence[Membership] = ()
+) -> AsyncIterator[MeshClient]:
+    """A client of the machines at ``addresses``, and of those that ``others`` tell ``view``."""
+    view = view or View(Directory())
     async with Clients() as clients:
-        membership = StaticMembership(addresses, view, clients)
+        membership = Memberships([StaticMembership(addresses, view, clients), *others])
         balancer = Balancer(view.directory, random.Random())  # noqa: S311 - it spreads load
         client = MeshClient(view, balancer, clients, membership, resume_within_s=resume_within_s)
-        await membership.start()
         expiring = asyncio.create_task(client.expire())
         try:
+            await membership.start()
             yield client
         finally:
             expiring.cancel()

@@ -25,27 +25,27 @@ _sym_db = _symbol_database.Default()
 from mantler.v1 import model_pb2 as mantler_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mantler/v1/machine.proto\x12\nmantler.v1\x1a\x16mantler/v1/model.proto\"|\n\x07Machine\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12!\n\x06models\x18\x05 \x03(\x0b\x32\x11.mantler.v1.Model\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\"U\n\x0bMachineLoad\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x06models\x18\x03 \x03(\x0b\x32\x15.mantler.v1.ModelLoad\"P\n\tModelLoad\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x13\n\x0bheld_tokens\x18\x04 \x01(\x04\"\x13\n\x11GetMachineRequest\"a\n\x12GetMachineResponse\x12$\n\x07machine\x18\x01 \x01(\x0b\x32\x13.mantler.v1.Machine\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.mantler.v1.MachineLoad\"&\n\x12SetDrainingRequest\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\"\x15\n\x13SetDrainingResponse2\xad\x01\n\x0eMachineService\x12K\n\nGetMachine\x12\x1d.mantler.v1.GetMachineRequest\x1a\x1e.mantler.v1.GetMachineResponse\x12N\n\x0bSetDraining\x12\x1e.mantler.v1.SetDrainingRequest\x1a\x1f.mantler.v1.SetDrainingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mantler/v1/machine.proto\x12\nmantler.v1\x1a\x16mantler/v1/model.proto\"\x93\x01\n\x07Machine\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12!\n\x06models\x18\x05 \x03(\x0b\x32\x11.mantler.v1.Model\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x15\n\ropens_tunnels\x18\x07 \x01(\x08\"U\n\x0bMachineLoad\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12%\n\x06models\x18\x03 \x03(\x0b\x32\x15.mantler.v1.ModelLoad\"P\n\tModelLoad\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x13\n\x0bheld_tokens\x18\x04 \x01(\x04\"\x13\n\x11GetMachineRequest\"a\n\x12GetMachineResponse\x12$\n\x07machine\x18\x01 \x01(\x0b\x32\x13.mantler.v1.Machine\x12%\n\x04load\x18\x02 \x01(\x0b\x32\x17.mantler.v1.MachineLoad\"&\n\x12SetDrainingRequest\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\"\x15\n\x13SetDrainingResponse2\xad\x01\n\x0eMachineService\x12K\n\nGetMachine\x12\x1d.mantler.v1.GetMachineRequest\x1a\x1e.mantler.v1.GetMachineResponse\x12N\n\x0bSetDraining\x12\x1e.mantler.v1.SetDrainingRequest\x1a\x1f.mantler.v1.SetDrainingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mantler.v1.machine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MACHINE']._serialized_start=64
-  _globals['_MACHINE']._serialized_end=188
-  _globals['_MACHINELOAD']._serialized_start=190
-  _globals['_MACHINELOAD']._serialized_end=275
-  _globals['_MODELLOAD']._serialized_start=277
-  _globals['_MODELLOAD']._serialized_end=357
-  _globals['_GETMACHINEREQUEST']._serialized_start=359
-  _globals['_GETMACHINEREQUEST']._serialized_end=378
-  _globals['_GETMACHINERESPONSE']._serialized_start=380
-  _globals['_GETMACHINERESPONSE']._serialized_end=477
-  _globals['_SETDRAININGREQUEST']._serialized_start=479
-  _globals['_SETDRAININGREQUEST']._serialized_end=517
-  _globals['_SETDRAININGRESPONSE']._serialized_start=519
-  _globals['_SETDRAININGRESPONSE']._serialized_end=540
-  _globals['_MACHINESERVICE']._serialized_start=543
-  _globals['_MACHINESERVICE']._serialized_end=716
+  _globals['_MACHINE']._serialized_start=65
+  _globals['_MACHINE']._serialized_end=212
+  _globals['_MACHINELOAD']._serialized_start=214
+  _globals['_MACHINELOAD']._serialized_end=299
+  _globals['_MODELLOAD']._serialized_start=301
+  _globals['_MODELLOAD']._serialized_end=381
+  _globals['_GETMACHINEREQUEST']._serialized_start=383
+  _globals['_GETMACHINEREQUEST']._serialized_end=402
+  _globals['_GETMACHINERESPONSE']._serialized_start=404
+  _globals['_GETMACHINERESPONSE']._serialized_end=501
+  _globals['_SETDRAININGREQUEST']._serialized_start=503
+  _globals['_SETDRAININGREQUEST']._serialized_end=541
+  _globals['_SETDRAININGRESPONSE']._serialized_start=543
+  _globals['_SETDRAININGRESPONSE']._serialized_end=564
+  _globals['_MACHINESERVICE']._serialized_start=567
+  _globals['_MACHINESERVICE']._serialized_end=740
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class Machine(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    OPENS_TUNNELS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the machine across restarts of its runtime, for example `gpu1:50051`."""
     epoch: _builtins.int
@@ -43,6 +44,8 @@ class Machine(_message.Message):
     """
     draining: _builtins.bool
     """Finishes what it has and takes no new requests."""
+    opens_tunnels: _builtins.bool
+    """Whether it opens tunnels where it cannot be dialled."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Model]:
         """Every model in its store, loaded or not, ordered by id. Profiles are left out."""
@@ -56,10 +59,11 @@ class Machine(_message.Message):
         address: _builtins.str = ...,
         models: _abc.Iterable[_model_pb2.Model] | None = ...,
         draining: _builtins.bool = ...,
+        opens_tunnels: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "epoch", b"epoch", "id", b"id", "models", b"models", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "epoch", b"epoch", "id", b"id", "models", b"models", "opens_tunnels", b"opens_tunnels", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,6 +21,7 @@ def machine_to_proto(machine: m.MachineInfo) -> machine_pb2.Machine:
         address=machine.address,
         models=[model_to_proto(model) for model in machine.models],
         draining=machine.draining,
+        opens_tunnels=machine.opens_tunnels,
     )
 
 
@@ -47,6 +48,7 @@ def machine_from_proto(message: machine_pb2.Machine) -> m.MachineInfo:
         address=message.address,
         models=models,
         draining=message.draining,
+        opens_tunnels=message.opens_tunnels,
     )
 
 

@@ -34,9 +34,9 @@ class Joining:
     Args:
         facade: ``HOST:PORT`` of its gRPC server.
         machine: what this machine says of itself.
-        address: where the facade is to dial this machine; empty for tunnels.
+        address: where the facade is to dial this machine; empty where that is in vain.
         token: of this machine.
-        socket: the runtime's own server as a path of a Unix socket, where tunnels end.
+        socket: the runtime's own server as a path of a Unix socket, where tunnels end; empty where none are opened.
     """
 
     def __init__(self, facade: str, machine: ThisMachine, *, address: str, token: str, socket: str) -> None:
@@ -103,7 +103,8 @@ class Joining:
         """What this machine has to say in one connection."""
         said = None
         while not self._leaving.is_set():
-            info = replace(await self._machine.info(), address=self._address)
+            info = await self._machine.info()
+            info = replace(info, address=self._address, opens_tunnels=bool(self._socket))
             if info != said:
                 said = info
                 yield mesh_pb2.JoinRequest(machine=wire.machine_to_proto(info))
@@ -117,8 +118,8 @@ class Joining:
         logger.info("in the mesh of %s, reached %s", self._facade, welcome.address or "through a tunnel")
 
     def _open_tunnel(self, tunnel_id: str) -> None:
-        if len(self._tunnels) >= MAX_TUNNELS:
-            logger.warning("%s asks for more than %d tunnels", self._facade, MAX_TUNNELS)
+        if not self._socket or len(self._tunnels) >= MAX_TUNNELS:
+            logger.warning("%s asks for a tunnel too many", self._facade)
             return
         task = asyncio.create_task(carry(self._stub, self._metadata, tunnel_id, self._socket))
         self._tunnels.add(task)

@@ -11,7 +11,7 @@ Reach = Literal["auto", "dial", "tunnel"]
 
 
 def address_for(facade: str, reach: Reach, listening: str, advertised: str) -> str:
-    """What this machine tells ``facade`` about where to dial it; empty where it is to use a tunnel.
+    """What this machine tells ``facade`` about where to dial it; empty where that is in vain.
 
     Args:
         facade: ``HOST:PORT``.

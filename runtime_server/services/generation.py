@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 
 from mantler import wire
+from mantler.grpc_errors import border
 from mantler.messages import TokenPrompt
 from mantler.v1 import generation_pb2, generation_pb2_grpc
 from runtime_server.deployments import Deployments
-from runtime_server.services.border import border
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):

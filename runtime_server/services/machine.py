@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 
 from mantler import wire
+from mantler.grpc_errors import border
 from mantler.v1 import machine_pb2, machine_pb2_grpc
 from runtime_server.machine import ThisMachine
-from runtime_server.services.border import border
 
 
 class MachineServicer(machine_pb2_grpc.MachineServiceServicer):

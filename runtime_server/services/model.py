@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 
 from mantler import wire
+from mantler.grpc_errors import border
 from mantler.v1 import model_pb2, model_pb2_grpc
 from runtime_server.deployments import Deployments
-from runtime_server.services.border import border
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):

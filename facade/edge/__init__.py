@@ -1,0 +1,1 @@
+"""gRPC at the edge: what the facade serves to internal services and to machines."""
