@@ -95,15 +95,22 @@ ModelIds = Annotated[list[ModelId], NoDecode, BeforeValidator(_split_commas)]
 """Like :data:`StringList`, of ids in any spelling that the store takes."""
 
 
-def absolute(folder: Path) -> Path:
-    """``folder`` from the root on, ``~`` replaced. Raises ``ValueError`` where nobody knows whose home that is."""
+def absolute(path: Path, kind: str = "folder") -> Path:
+    """``path`` from the root on, ``~`` replaced. Raises ``ValueError`` where nobody knows whose home that is."""
     try:
-        return folder.expanduser().absolute()
+        return path.expanduser().absolute()
     except RuntimeError:
-        raise ValueError("must be a folder; no home folder is known for the user behind its ~") from None
+        raise ValueError(f"must be a {kind}; no home folder is known for the user behind its ~") from None
 
 
 Folder = Annotated[Path, AfterValidator(absolute)]
+
+
+def _file(path: Path) -> Path:
+    return absolute(path, "file")
+
+
+File = Annotated[Path, AfterValidator(_file)]
 
 
 def default_home() -> Path:
@@ -148,7 +155,20 @@ class Settings(BaseSettings):
         return f"sqlite+aiosqlite:///{self.home / 'mantler.db'}"
 
 
-class RuntimeSettings(Settings):
+class GrpcSettings(Settings):
+    """What is needed besides by all that opens or accepts gRPC connections."""
+
+    tls_cert: File | None = Field(None, description="Certificate that this process shows, PEM, with its chain below.")
+    tls_key: File | None = Field(None, description="Private key of the certificate, PEM.")
+    tls_ca: File | None = Field(
+        None,
+        description="Authority, PEM, that the certificates of others must come from: those of servers, and on a "
+        "server those that callers must show.",
+    )
+    insecure: bool = Field(False, description="Allow gRPC without TLS beyond loopback.")
+
+
+class RuntimeSettings(GrpcSettings):
     """``mantler runtime``: one process that runs models on this machine."""
 
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
@@ -180,10 +200,14 @@ class RuntimeSettings(Settings):
     )
 
 
-class FacadeSettings(Settings):
+class FacadeSettings(GrpcSettings):
     """``mantler facade``: REST and SSE for OpenAI clients."""
 
     http: Address = Field("127.0.0.1:8080", description="Where the facade serves HTTP, HOST:PORT.")
+    http_tls_cert: File | None = Field(
+        None, description="Certificate for HTTPS instead of HTTP, PEM, with its chain below."
+    )
+    http_tls_key: File | None = Field(None, description="Private key of the certificate for HTTPS, PEM.")
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
     machines: Addresses = Field(
         default_factory=list,
@@ -233,7 +257,7 @@ class UpSettings(Settings):
     )
 
 
-class ClientSettings(Settings):
+class ClientSettings(GrpcSettings):
     """The commands that talk to a running runtime."""
 
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")

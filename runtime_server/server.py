@@ -17,6 +17,7 @@ from mantler.client import SERVER_OPTIONS
 from mantler.config import RuntimeSettings
 from mantler.errors import MantlerError
 from mantler.reflection import enable_reflection
+from mantler.security.transport import Security
 from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 from runtime_server.deployments import Deployments
 from runtime_server.models.store import ModelStore
@@ -47,10 +48,13 @@ class RuntimeServer:
 
     Args:
         settings: of the runtime.
+
+    Raises: ``SecurityError`` where its files of TLS cannot be used.
     """
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self._settings = settings
+        self._security = Security.load(settings)
         self._deployments = Deployments(settings, ModelStore(settings.models_dir), self._report_health)
         self._health = health_aio.HealthServicer()
         self._stopped = asyncio.Event()
@@ -70,11 +74,12 @@ class RuntimeServer:
     async def start(self) -> int:
         """Binds, serves, and loads the settings' models. Returns the port.
 
-        Raises :class:`RuntimeFailure` where the address cannot be bound or a model cannot be loaded.
+        Raises :class:`RuntimeFailure` where the address cannot be bound or a model cannot be loaded, and
+        ``SecurityError`` where others could reach the address and nothing guards it.
         """
         await self._set_health()
         try:
-            port: int = self._server.add_insecure_port(self._settings.runtime)
+            port = self._security.listen(self._server, self._settings.runtime)
         except RuntimeError as error:
             raise RuntimeFailure(f"cannot listen on {self._settings.runtime}") from error
         await self._server.start()

@@ -31,6 +31,7 @@ from mantler.routing.clients import Clients
 from mantler.routing.prompt_bytes import prompt_bytes
 from mantler.routing.static import StaticMembership
 from mantler.routing.view import View
+from mantler.security.transport import Security
 
 EXPIRE_EVERY_S = 0.25
 MAX_ATTEMPTS = 32
@@ -314,10 +315,15 @@ class MeshClient:
 
 
 @asynccontextmanager
-async def connected(addresses: Sequence[str], *, resume_within_s: float) -> AsyncIterator[MeshClient]:
-    """A client of the machines at ``addresses``; see :class:`MeshClient`."""
+async def connected(
+    addresses: Sequence[str], *, resume_within_s: float, security: Security | None = None
+) -> AsyncIterator[MeshClient]:
+    """A client of the machines at ``addresses``; see :class:`MeshClient`.
+
+    Raises ``SecurityError`` where ``security`` does not allow one of them.
+    """
     view = View(Directory())
-    async with Clients() as clients:
+    async with Clients(security) as clients:
         membership = StaticMembership(addresses, view, clients)
         balancer = Balancer(view.directory, random.Random())  # noqa: S311 - it spreads load
         client = MeshClient(view, balancer, clients, membership, resume_within_s=resume_within_s)

@@ -15,7 +15,9 @@ from mantler.cli.drill.schedule import Fault, Harm, schedule
 from mantler.cli.drill.traffic import REQUESTS, body, keep_asking, listen
 from mantler.cli.drill.verdict import Verdict, verdict
 from mantler.cli.errors import CliError
-from mantler.config import FacadeSettings
+from mantler.cli.options import GRPC_FIELDS, as_arguments
+from mantler.config import FacadeSettings, GrpcSettings
+from mantler.security.transport import Security
 from mantler.tenancy.keys import mint_key
 from mantler.tenancy.store import KeyStore
 
@@ -39,13 +41,16 @@ class Drill:
     seed: int = 1
 
 
-async def run(drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: Callable[[str], None]) -> Verdict:
+async def run(
+    drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: Callable[[str], None], grpc: GrpcSettings
+) -> Verdict:
     """Starts machines and a facade, breaks them and stops them.
 
     Args:
         runtime_arguments: of ``mantler runtime``, but for its address.
         home: an empty folder for the facade.
         tell: takes a line about what is going on.
+        grpc: what the runtimes read as well.
     """
     settings = FacadeSettings(home=home)
     async with await KeyStore.open(settings.database_url) as keys:
@@ -54,8 +59,10 @@ async def run(drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: 
     faults = schedule(
         machines=drill.machines, seconds=drill.seconds, every_s=drill.every_s, harms=drill.harms, seed=drill.seed
     )
+    given = grpc.model_dump(include=set(GRPC_FIELDS), exclude_defaults=True)
+    facade_arguments = ["--home", str(home), *as_arguments(given, FacadeSettings)]
     tell(f"Starting {drill.machines} runtimes and a facade.")
-    async with Mesh(drill.machines, runtime_arguments, ["--home", str(home)]) as mesh:
+    async with Mesh(drill.machines, runtime_arguments, facade_arguments, Security.load(grpc)) as mesh:
         return await _break(drill, mesh, key, faults, tell)
 
 
