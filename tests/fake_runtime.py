@@ -24,6 +24,7 @@ from mantler import wire
 from mantler.client import SERVER_OPTIONS
 from mantler.errors import ErrorCode, MantlerError
 from mantler.grpc_errors import abort
+from mantler.security.transport import Security
 from mantler.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 
 Body = m.Started | m.Delta | m.Finished
@@ -137,8 +138,9 @@ class Gate:
 class FakeRuntime:
     """The server. ``active`` counts running generations, and :meth:`idle` waits for there to be none."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, address: str = "127.0.0.1:0", security: Security | None = None) -> None:
         self.address = address
+        self._security = security or Security()
         self.script: Script = echo
         self.models = {known.id: known for known in (model("smollm2:135m"), model("org/other:tag"))}
         self.models["cold:1b"] = model("cold:1b", m.ModelState.STORED)
@@ -169,7 +171,7 @@ class FakeRuntime:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), server)
         host, _, _ = self.address.rpartition(":")
-        self.address = f"{host}:{server.add_insecure_port(self.address)}"
+        self.address = f"{host}:{self._security.listen(server, self.address)}"
         await server.start()
         self._server = server
 
