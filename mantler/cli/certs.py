@@ -70,8 +70,8 @@ def init(force: bool, json: bool, flags: dict[str, object]) -> None:
 @option(
     "--host",
     env="MANTLER_CERTS_HOST",
-    help="DNS name or IP address by which others reach the machine; may be given several times. localhost, "
-    "127.0.0.1 and ::1 are always in it.",
+    help="DNS name or IP address by which others reach the machine; may be given several times, or separated "
+    "by commas. localhost, 127.0.0.1 and ::1 are always in it.",
     metavar="HOST",
     multiple=True,
     required=True,
@@ -87,12 +87,13 @@ def issue(name: str, host: tuple[str, ...], force: bool, json: bool, flags: dict
     \b
     Examples:
       mantler certs issue gpu-1 --host gpu-1.lan --host 192.168.1.20
-      mantler certs issue facade --host facade.lan --json
+      mantler certs issue web --host web.lan --json
     """
     from mantler.security.authority import issue as issue_certificate
 
     folder = _folder(flags)
-    made = issue_certificate(folder, name, host, force=force)
+    hosts = [part.strip() for item in host for part in item.split(",")]
+    made = issue_certificate(folder, name, hosts, force=force)
     authority = folder / "ca.pem"
     if json:
         print_json({**_as_json(made), "authority": str(authority)})

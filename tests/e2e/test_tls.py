@@ -69,7 +69,7 @@ def pair(home_with_model: Callable[[], Path]) -> Iterator[Pair]:
     https = {"MANTLER_HTTP_TLS_CERT": web["MANTLER_TLS_CERT"], "MANTLER_HTTP_TLS_KEY": web["MANTLER_TLS_KEY"]}
     facade = ["facade", "--http", http, "--runtime", runtime]
     with running(serving, home, files(home, "machine")) as machine:
-        machine.wait_for("serving gRPC")
+        machine.wait_for("loaded")
         with running(facade, home, {**web, **https, "MANTLER_BOOTSTRAP_KEY": KEY}) as process:
             process.wait_for("serving")
             yield Pair(home, http, runtime, web)

@@ -41,8 +41,9 @@ def test_scripts_get_json(mantler: Mantler, home: Path) -> None:
     assert json.loads(mantler("certs", "list", "--json").out) == []
     authority = json.loads(mantler("certs", "init", "--json").out)
     assert (authority["is_authority"], authority["key"]) == (True, f"{home}/certs/ca.key")
-    issued = json.loads(mantler("certs", "issue", "a", "--host", "a.lan", "--json").out)
+    issued = json.loads(mantler("certs", "issue", "a", "--host", "a.lan, b.lan", "--json").out)
     assert (issued["authority"], issued["days_left"]) == (authority["certificate"], 364)
+    assert issued["hosts"][:2] == ["a.lan", "b.lan"]
     assert [row["name"] for row in json.loads(mantler("certs", "list", "--json").out)] == ["ca", "a"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import (
@@ -69,7 +70,8 @@ def _garbage(name: str, content: bytes) -> Callable[[TlsFiles, Authority], TlsFi
     def change(files: TlsFiles, authority: Authority) -> TlsFiles:
         path = authority.folder / "garbage"
         path.write_bytes(content)
-        return TlsFiles(**{"cert": files.cert, "key": files.key, "ca": files.ca, name: path})
+        changed: dict[str, Any] = {name: path}
+        return replace(files, **changed)
 
     return change
 
