@@ -172,6 +172,7 @@ def _checked(runtime: RuntimeSettings, facade: FacadeSettings) -> tuple[Security
     https.read()
     security.check_listening([runtime.runtime])
     security.check_dialing([ports.reachable(runtime.runtime), *facade.machines])
+    security.check_own_host(ports.reachable(runtime.runtime))
     return security, https
 
 

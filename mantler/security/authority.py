@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mantler.security.errors import SecurityError
+from mantler.security.files import hosts_of
 
 AUTHORITY = "ca"
 AUTHORITY_LIFE = timedelta(days=3650)
@@ -154,15 +155,9 @@ def _load_certificate(path: Path) -> x509.Certificate:
 
 
 def _describe(path: Path, certificate: x509.Certificate) -> Issued:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        hosts: tuple[str, ...] = ()
-    else:
-        dns, ips = names.get_values_for_type(x509.DNSName), names.get_values_for_type(x509.IPAddress)
-        hosts = (*dns, *(str(ip) for ip in ips))
     key = path.with_suffix(".key")
-    return Issued(path.stem, hosts, certificate.not_valid_after_utc, path, key if key.exists() else None)
+    ends = certificate.not_valid_after_utc
+    return Issued(path.stem, hosts_of(certificate), ends, path, key if key.exists() else None)
 
 
 def _builder(

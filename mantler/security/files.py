@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mantler.config import FacadeSettings, GrpcSettings
 from mantler.security.errors import SecurityError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 MAX_FILE_BYTES = 2**20
 """A whole system's authorities fit, a file that is no certificate at all is not read to its end."""
@@ -116,6 +118,17 @@ class TlsFiles:
         return tuple(_stamp(path) for path in (self.cert, self.key, self.ca) if path)
 
 
+def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The DNS names and IP addresses that a certificate is made out to, as far as it says so where clients look."""
+    from cryptography import x509
+
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return (*names.get_values_for_type(x509.DNSName), *(str(ip) for ip in names.get_values_for_type(x509.IPAddress)))
+
+
 def grpc_files(settings: GrpcSettings) -> TlsFiles:
     """The files of ``tls_cert``, ``tls_key`` and ``tls_ca``."""
     return TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
@@ -151,7 +164,7 @@ class Watched(Generic[_T]):
         self._stamps = stamps
         try:
             self._made = self._make(self._files.read())
-        except (SecurityError, ssl.SSLError) as error:
+        except (SecurityError, OSError) as error:
             _log.warning("the changed certificate or key is not used, the old ones stay: %s", error)
         else:
             _log.info("%s and %s have changed and are used from now on", self._files.cert, self._files.key)

@@ -9,9 +9,9 @@ from typing import Self
 
 import grpc
 
-from mantler.config import GrpcSettings
+from mantler.config import GrpcSettings, split_address
 from mantler.security.errors import SecurityError
-from mantler.security.files import Material, TlsFiles, Watched, grpc_files
+from mantler.security.files import Material, TlsFiles, Watched, grpc_files, hosts_of
 from mantler.security.loopback import is_loopback
 
 _HINT = "`mantler certs` makes certificates for both sides; --insecure allows it as it is"
@@ -84,6 +84,20 @@ class Security:
             )
         if (address := self._exposed(addresses)) is not None:
             raise SecurityError(f"{address} is beyond this machine, and gRPC to it needs TLS", _HINT)
+
+    def check_own_host(self, address: str) -> None:
+        """Raises :class:`SecurityError` if a client that looks for this process at ``address`` would refuse it."""
+        from cryptography import x509
+
+        host, _ = split_address(address)
+        if self.material.chain is None:
+            return
+        named = hosts_of(x509.load_pem_x509_certificate(self.material.chain))
+        if not {host.lower(), f"*.{host.lower().partition('.')[2]}"} & {name.lower() for name in named}:
+            raise SecurityError(
+                f"tls_cert: the certificate in {self.files.cert} does not name {host}",
+                f"it names {', '.join(named) or 'no host'}; `mantler certs issue` names the own machine besides",
+            )
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """TLS with the certificate, for callers with one of the authorities where these are known.

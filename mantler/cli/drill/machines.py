@@ -72,7 +72,12 @@ class Mesh:
     """Runtimes and a facade. Use as a context manager."""
 
     def __init__(
-        self, machines: int, runtime_arguments: Sequence[str], facade_arguments: Sequence[str], security: Security
+        self,
+        machines: int,
+        runtime_arguments: Sequence[str],
+        facade_arguments: Sequence[str],
+        security: Security,
+        https: TlsFiles,
     ) -> None:
         self.http = ports.claim("127.0.0.1:0", "--http")
         self.machines = [Machine(i, runtime_arguments, security, self._note) for i in range(machines)]
@@ -81,6 +86,7 @@ class Mesh:
         self.log: list[str] = []
         """The last lines of all processes."""
         self._facade_arguments = facade_arguments
+        self._https = https
         self._facade: Child | None = None
 
     async def __aenter__(self) -> Self:
@@ -90,7 +96,7 @@ class Mesh:
             command = [sys.executable, "-m", "mantler", "facade", "--http", self.http, "--log-format", "json"]
             arguments = [*command, *addresses, *self._facade_arguments, "--exit-with-stdin"]
             self._facade = await Child.spawn("facade", arguments, self._note)
-            await _until(partial(facade_serves, self.http, TlsFiles()), self._facade)
+            await _until(partial(facade_serves, self.http, self._https), self._facade)
         except BaseException:
             await self._end()
             raise

@@ -17,6 +17,8 @@ from mantler.cli.drill.verdict import Verdict, verdict
 from mantler.cli.errors import CliError
 from mantler.cli.options import GRPC_FIELDS, as_arguments
 from mantler.config import FacadeSettings, GrpcSettings
+from mantler.security.files import TlsFiles, https_files
+from mantler.security.https import pinned_context
 from mantler.security.transport import Security
 from mantler.tenancy.keys import mint_key
 from mantler.tenancy.store import KeyStore
@@ -62,31 +64,46 @@ async def run(
     given = grpc.model_dump(include=set(GRPC_FIELDS), exclude_defaults=True)
     facade_arguments = ["--home", str(home), *as_arguments(given, FacadeSettings)]
     tell(f"Starting {drill.machines} runtimes and a facade.")
-    async with Mesh(drill.machines, runtime_arguments, facade_arguments, Security.load(grpc)) as mesh:
-        return await _break(drill, mesh, key, faults, tell)
+    https = https_files(settings)
+    async with (
+        Mesh(drill.machines, runtime_arguments, facade_arguments, Security.load(grpc), https) as mesh,
+        _session(key, https) as http,
+    ):
+        url = f"{'https' if https else 'http'}://{mesh.http}/v1/chat/completions"
+        return await _break(drill, mesh, http, url, faults, tell)
 
 
-async def _break(drill: Drill, mesh: Mesh, key: str, faults: Sequence[Fault], tell: Callable[[str], None]) -> Verdict:
-    url = f"http://{mesh.http}/v1/chat/completions"
-    timeout = aiohttp.ClientTimeout(total=600)
-    connector = aiohttp.TCPConnector(limit=0)
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as http:
-        expected = await _references(drill, http, url)
-        tell(f"{drill.streams} streams for {drill.seconds:g} s, {len(faults)} faults.")
-        began_s = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            clients = [
-                group.create_task(
-                    keep_asking(
-                        http, url, drill.model, until_s=began_s + drill.seconds, max_tokens=drill.max_tokens, first=i
-                    )
+def _session(key: str, https: TlsFiles) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=aiohttp.ClientTimeout(total=600),
+        connector=aiohttp.TCPConnector(limit=0, ssl=pinned_context(https) if https else True),
+    )
+
+
+async def _break(
+    drill: Drill,
+    mesh: Mesh,
+    http: aiohttp.ClientSession,
+    url: str,
+    faults: Sequence[Fault],
+    tell: Callable[[str], None],
+) -> Verdict:
+    expected = await _references(drill, http, url)
+    tell(f"{drill.streams} streams for {drill.seconds:g} s, {len(faults)} faults.")
+    began_s = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        clients = [
+            group.create_task(
+                keep_asking(
+                    http, url, drill.model, until_s=began_s + drill.seconds, max_tokens=drill.max_tokens, first=i
                 )
-                for i in range(drill.streams)
-            ]
-            for fault in faults:
-                group.create_task(_harm(mesh, fault, began_s, tell))
-        streams = [heard for client in clients for heard in client.result()]
+            )
+            for i in range(drill.streams)
+        ]
+        for fault in faults:
+            group.create_task(_harm(mesh, fault, began_s, tell))
+    streams = [heard for client in clients for heard in client.result()]
     return verdict(streams, expected, resumed=mesh.resumed, faults=len(faults))
 
 

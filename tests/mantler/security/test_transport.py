@@ -185,3 +185,13 @@ async def test_a_server_needs_a_certificate_and_a_client_an_authority(authority:
             authority.security("a", shows=False).listen(server, "127.0.0.1:0")
     with pytest.raises(SecurityError, match=r"^tls_ca: a client needs it"):
         RuntimeClient("127.0.0.1:1", authority.security("a", asks=False))
+
+
+async def test_a_certificate_is_held_against_the_own_host(authority: Authority) -> None:
+    security = authority.security("a")
+    for address in ("127.0.0.1:1", "LOCALHOST:1", "[::1]:1"):
+        security.check_own_host(address)
+    with pytest.raises(SecurityError, match=r"^tls_cert: .*a\.pem does not name 192\.0\.2\.1$") as caught:
+        security.check_own_host("192.0.2.1:1")
+    assert "it names localhost, 127.0.0.1, ::1;" in str(caught.value.hint)
+    Security().check_own_host("192.0.2.1:1")
