@@ -25,6 +25,10 @@ from facade.routes.tokens import detokenize, tokenize
 from facade.services import SERVICES, Services
 from mantler.config import FacadeSettings, join_address, split_address
 from mantler.routing.client import MeshClient, connected
+from mantler.security.files import https_files
+from mantler.security.https import server_context
+from mantler.security.loopback import is_loopback
+from mantler.security.transport import Security
 from mantler.telemetry import log_event
 from mantler.tenancy.store import KeyStore
 
@@ -67,10 +71,12 @@ def create_app(settings: FacadeSettings, *, client: MeshClient, keys: KeyStore) 
 async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
     """Serves while the body runs; yields the address that is bound. Leaving drains, within ``drain_timeout_s``.
 
-    Raises ``OSError`` if the address cannot be bound, and ``MantlerError`` if the key store cannot be opened or
-    ``bootstrap_key`` has the wrong shape.
+    Raises ``OSError`` if the address cannot be bound, ``MantlerError`` if the key store cannot be opened or
+    ``bootstrap_key`` has the wrong shape, and ``SecurityError`` if a machine may not be reached as the settings say.
     """
-    machines = connected(settings.runtimes, resume_within_s=settings.resume_within_s)
+    security, tls = Security.load(settings), server_context(https_files(settings))
+    _warn_of_plaintext(settings, encrypts_grpc=security.encrypts, encrypts_http=tls is not None)
+    machines = connected(settings.runtimes, resume_within_s=settings.resume_within_s, security=security)
     async with await KeyStore.open(settings.database_url) as keys, machines as client:
         if settings.bootstrap_key is not None:
             record = await keys.ensure(settings.bootstrap_key)
@@ -84,7 +90,7 @@ async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
         await runner.setup()
         try:
             host, port = split_address(settings.http)
-            site = web.TCPSite(runner, host, port)
+            site = web.TCPSite(runner, host, port, ssl_context=tls)
             await site.start()
             bound: tuple[str, int] = runner.addresses[0][:2]
             yield bound
@@ -116,6 +122,19 @@ async def serve(
             await stop.wait()
             log_event(_log, "draining", timeout_s=settings.drain_timeout_s)
     log_event(_log, "stopped")
+
+
+def _warn_of_plaintext(settings: FacadeSettings, *, encrypts_grpc: bool, encrypts_http: bool) -> None:
+    """One line for REST, which a proxy may guard, and one for machines that somebody chose to reach like this."""
+    far = [address for address in settings.runtimes if not is_loopback(address)]
+    if settings.insecure and far and not encrypts_grpc:
+        _log.warning("prompts and answers travel unencrypted to %s", ", ".join(far))
+    if not encrypts_http and not is_loopback(settings.http):
+        _log.warning(
+            "keys, prompts and answers travel unencrypted to %s: set http_tls_cert and http_tls_key, or put a proxy "
+            "with TLS before it",
+            settings.http,
+        )
 
 
 @contextlib.contextmanager

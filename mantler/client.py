@@ -23,6 +23,7 @@ from mantler import wire
 from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.grpc_errors import from_rpc_error
 from mantler.mesh.machine import LoadReport, MachineId
+from mantler.security.transport import Security
 from mantler.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -86,11 +87,16 @@ class RuntimeClient:
     """One channel to the runtime at ``address`` (``HOST:PORT``). Connects on the first call, and again by itself.
 
     A call fails at once while the runtime cannot be reached.
+
+    Args:
+        security: without it only runtimes on this machine can be reached.
+
+    Raises: ``SecurityError`` where ``security`` does not allow the address.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: Security | None = None) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = (security or Security()).channel(address, CHANNEL_OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._machine = machine_pb2_grpc.MachineServiceStub(self._channel)

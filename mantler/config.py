@@ -74,8 +74,8 @@ def _machine_token(value: str) -> str:
 
 
 def _machine_name(value: str) -> str:
-    if len(value) > MAX_MACHINE_NAME_CHARS or not value.isprintable():
-        raise ValueError(f"must be at most {MAX_MACHINE_NAME_CHARS} printable characters")
+    if not 0 < len(value) <= MAX_MACHINE_NAME_CHARS or not value.isprintable():
+        raise ValueError(f"must be 1 to {MAX_MACHINE_NAME_CHARS} printable characters")
     return value
 
 
@@ -97,9 +97,6 @@ def _model_id(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 """A ``HOST:PORT``. Port 0 lets the system choose one."""
 
-AddressOrNone = Annotated[str, AfterValidator(lambda value: _address(value) if value else value)]
-"""The same, or the empty string."""
-
 Addresses = Annotated[list[Address], NoDecode, BeforeValidator(_split_commas)]
 """Like :data:`StringList`, of addresses."""
 
@@ -115,15 +112,22 @@ ModelIds = Annotated[list[ModelId], NoDecode, BeforeValidator(_split_commas)]
 """Like :data:`StringList`, of ids in any spelling that the store takes."""
 
 
-def absolute(folder: Path) -> Path:
-    """``folder`` from the root on, ``~`` replaced. Raises ``ValueError`` where nobody knows whose home that is."""
+def absolute(path: Path, kind: str = "folder") -> Path:
+    """``path`` from the root on, ``~`` replaced. Raises ``ValueError`` where nobody knows whose home that is."""
     try:
-        return folder.expanduser().absolute()
+        return path.expanduser().absolute()
     except RuntimeError:
-        raise ValueError("must be a folder; no home folder is known for the user behind its ~") from None
+        raise ValueError(f"must be a {kind}; no home folder is known for the user behind its ~") from None
 
 
 Folder = Annotated[Path, AfterValidator(absolute)]
+
+
+def _file(path: Path) -> Path:
+    return absolute(path, "file")
+
+
+File = Annotated[Path, AfterValidator(_file)]
 
 
 def default_home() -> Path:
@@ -168,7 +172,20 @@ class Settings(BaseSettings):
         return f"sqlite+aiosqlite:///{self.home / 'mantler.db'}"
 
 
-class RuntimeSettings(Settings):
+class GrpcSettings(Settings):
+    """What is needed besides by all that opens or accepts gRPC connections."""
+
+    tls_cert: File | None = Field(None, description="Certificate that this process shows, PEM, with its chain below.")
+    tls_key: File | None = Field(None, description="Private key of the certificate, PEM.")
+    tls_ca: File | None = Field(
+        None,
+        description="Authority, PEM, that the certificates of others must come from: those of servers, and on a "
+        "server those that callers must show.",
+    )
+    insecure: bool = Field(False, description="Allow gRPC without TLS beyond loopback.")
+
+
+class RuntimeSettings(GrpcSettings):
     """``mantler runtime``: one process that runs models on this machine."""
 
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
@@ -203,16 +220,16 @@ class RuntimeSettings(Settings):
         description="Facade whose mesh this machine joins, HOST:PORT of its gRPC server; may be given several times. "
         "Needs a machine token in MANTLER_MACHINE_TOKEN.",
     )
-    machine_id: MachineName = Field(
-        "", description="Name of this machine in a mesh; empty means its host name and the port of --runtime."
+    machine_id: MachineName | None = Field(
+        None, description="Name of this machine in a mesh, instead of its host name and the port of --runtime."
     )
     reach: Literal["auto", "dial", "tunnel"] = Field(
         "auto",
         description="How facades reach this machine: they dial it, or use a tunnel that it opens. auto means a tunnel "
         "where --runtime is on the loopback interface and the facade is not.",
     )
-    advertise: AddressOrNone = Field(
-        "", description="HOST:PORT under which facades dial this machine, where --runtime does not say it."
+    advertise: Address | None = Field(
+        None, description="HOST:PORT under which facades dial this machine, where --runtime does not say it."
     )
     machine_token: Annotated[str, AfterValidator(_machine_token)] | None = Field(
         None,
@@ -222,10 +239,14 @@ class RuntimeSettings(Settings):
     )
 
 
-class FacadeSettings(Settings):
+class FacadeSettings(GrpcSettings):
     """``mantler facade``: REST and SSE for OpenAI clients."""
 
     http: Address = Field("127.0.0.1:8080", description="Where the facade serves HTTP, HOST:PORT.")
+    http_tls_cert: File | None = Field(
+        None, description="Certificate for HTTPS instead of HTTP, PEM, with its chain below."
+    )
+    http_tls_key: File | None = Field(None, description="Private key of the certificate for HTTPS, PEM.")
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
     machines: Addresses = Field(
         default_factory=list,
@@ -275,7 +296,7 @@ class UpSettings(Settings):
     )
 
 
-class ClientSettings(Settings):
+class ClientSettings(GrpcSettings):
     """The commands that talk to a running runtime."""
 
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")

@@ -20,6 +20,7 @@ from mantler.config import RuntimeSettings, join_address, split_address
 from mantler.errors import MantlerError
 from mantler.mesh.machine import MachineId
 from mantler.reflection import enable_reflection
+from mantler.security.transport import Security
 from mantler.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -62,10 +63,13 @@ class RuntimeServer:
 
     Args:
         settings: of the runtime.
+
+    Raises: ``SecurityError`` where its files of TLS cannot be used.
     """
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self._settings = settings
+        self._security = Security.load(settings)
         self._deployments = Deployments(settings, ModelStore(settings.models_dir), self._report_health)
         self._health = health_aio.HealthServicer()
         self._stopped = asyncio.Event()
@@ -89,11 +93,12 @@ class RuntimeServer:
     async def start(self) -> int:
         """Binds, serves, and loads the settings' models. Returns the port.
 
-        Raises :class:`RuntimeFailure` where the address cannot be bound or a model cannot be loaded.
+        Raises :class:`RuntimeFailure` where the address cannot be bound or a model cannot be loaded, and
+        ``SecurityError`` where others could reach the address and nothing guards it.
         """
         await self._set_health()
         try:
-            port: int = self._server.add_insecure_port(self._settings.runtime)
+            port = self._security.listen(self._server, self._settings.runtime)
         except RuntimeError as error:
             raise RuntimeFailure(f"cannot listen on {self._settings.runtime}") from error
         self._present(port)
@@ -155,7 +160,14 @@ class RuntimeServer:
             path = f"{self._sockets.name}/runtime"
             self._server.add_insecure_port(f"unix:{path}")
         self._joinings = [
-            Joining(facade, self._machine, address=address, token=settings.machine_token or "", socket=path)
+            Joining(
+                facade,
+                self._machine,
+                address=address,
+                token=settings.machine_token or "",
+                socket=path,
+                security=self._security,
+            )
             for facade, address in addresses.items()
         ]
 

@@ -25,6 +25,7 @@ from mantler.client import SERVER_OPTIONS
 from mantler.errors import ErrorCode, MantlerError
 from mantler.grpc_errors import abort
 from mantler.mesh.machine import LoadReport, MachineId
+from mantler.security.transport import Security
 from mantler.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -145,8 +146,9 @@ class Gate:
 class FakeRuntime:
     """The server. ``active`` counts running generations, and :meth:`idle` waits for there to be none."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, address: str = "127.0.0.1:0", security: Security | None = None) -> None:
         self.address = address
+        self._security = security or Security()
         self.script: Script = echo
         self.models = {known.id: known for known in (model("smollm2:135m"), model("org/other:tag"))}
         self.models["cold:1b"] = model("cold:1b", m.ModelState.STORED)
@@ -183,7 +185,7 @@ class FakeRuntime:
         self._epoch += 1
         machine_pb2_grpc.add_MachineServiceServicer_to_server(_Machine(self), server)
         host, _, _ = self.address.rpartition(":")
-        self.address = f"{host}:{server.add_insecure_port(self.address)}"
+        self.address = f"{host}:{self._security.listen(server, self.address)}"
         await server.start()
         self._server = server
 

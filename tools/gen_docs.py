@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from facade.options import MESSAGE_NO_OPS, NO_OPS, NoOp
 from mantler.cli.main import cli
 from mantler.cli.settings import bounds, flag_name, is_secret, variable_name
-from mantler.config import Address, FacadeSettings, RuntimeSettings, Settings, UpSettings
+from mantler.config import Address, FacadeSettings, File, GrpcSettings, RuntimeSettings, Settings, UpSettings
 from mantler.errors import TABLE, ErrorCode
 from mantler.v1 import generation_pb2, model_pb2
 from runtime_server.models.catalogue import CATALOGUE, WheelFile
@@ -121,8 +121,9 @@ def help_texts() -> str:
 
 def settings_tables() -> str:
     """Every setting, by the process that reads it."""
-    shared = set(Settings.model_fields)
-    parts = [("Every process", Settings, Settings.model_fields)]
+    grpc = {name: field for name, field in GrpcSettings.model_fields.items() if name not in Settings.model_fields}
+    shared = {*Settings.model_fields, *grpc}
+    parts = [("Every process", Settings, Settings.model_fields), ("All that speak gRPC", GrpcSettings, grpc)]
     for title, cls in (("Runtime", RuntimeSettings), ("Facade", FacadeSettings), ("`mantler up`, besides", UpSettings)):
         parts.append((title, cls, {name: f for name, f in cls.model_fields.items() if name not in shared}))
     head = ("key in the file", "flag", "variable", "default", "values", "meaning")
@@ -144,6 +145,8 @@ def _default(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is None:
         return "–"
+    if isinstance(value, bool):
+        return "`true`" if value else "`false`"
     shown = ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else value
     return f"`{shown}`"
 
@@ -155,6 +158,10 @@ def _values(field: FieldInfo) -> str:
         return "`HOST:PORT`"
     if get_origin(field.annotation) is list:
         return "a list"
+    if field.annotation is bool:
+        return "`true`, `false`"
+    if field.annotation == File | None:
+        return "a file"
     return ", ".join(bounds(field)) or ("a key" if is_secret(field) else "a folder")
 
 

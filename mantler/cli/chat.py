@@ -15,7 +15,7 @@ import click
 from mantler import messages as m
 from mantler.cli.commands import Command
 from mantler.cli.errors import CliError, show_error
-from mantler.cli.options import option, settings_options
+from mantler.cli.options import GRPC_FIELDS, option, settings_options
 from mantler.cli.settings import read
 from mantler.cli.terminal import note
 from mantler.cli.values import Number
@@ -95,7 +95,7 @@ class Conversation:
     shown_default="what the context has room for",
     type=Number(int, 1, m.MAX_TOKENS),
 )
-@settings_options(ClientSettings, only=("runtime",))
+@settings_options(ClientSettings, only=("runtime", *GRPC_FIELDS))
 def chat(
     model: str | None,
     prompt: str | None,
@@ -129,7 +129,7 @@ def chat(
     )
     stop = m.StopParams(max_tokens=max_tokens)
     with asyncio.Runner() as runner:
-        client = runner.run(_connect(settings.runtime))
+        client = runner.run(_connect(settings))
         try:
             conversation = Conversation(runner.run(_served(client, model)), system, sampling, stop)
             if sys.stdin.isatty() and prompt is None:
@@ -197,10 +197,11 @@ def _turn(runner: asyncio.Runner, client: RuntimeClient, conversation: Conversat
     conversation.add(text, "".join(said))
 
 
-async def _connect(address: str) -> RuntimeClient:
+async def _connect(settings: ClientSettings) -> RuntimeClient:
     from mantler.client import RuntimeClient
+    from mantler.security.transport import Security
 
-    return RuntimeClient(address)
+    return RuntimeClient(settings.runtime, Security.load(settings))
 
 
 async def _served(client: RuntimeClient, name: str | None) -> str:

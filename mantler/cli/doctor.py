@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import click
 
-from mantler.cli import checks, ports, probe
+from mantler.cli import checks, ports, probe, tls_checks
 from mantler.cli.checks import Finding, Status
 from mantler.cli.commands import Command
 from mantler.cli.errors import EXIT_FAILED, BadUsage
-from mantler.cli.options import json_option, option, settings_options
+from mantler.cli.options import GRPC_FIELDS, json_option, option, settings_options
 from mantler.cli.profile import show_profile
 from mantler.cli.settings import read
 from mantler.cli.terminal import print_json, style
 from mantler.config import FacadeSettings, RuntimeSettings
+from mantler.security.errors import SecurityError
+from mantler.security.files import TlsFiles, grpc_files, https_files
 
 _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 
@@ -34,7 +35,7 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 @settings_options(
     RuntimeSettings,
     FacadeSettings,
-    only=("home", "http", "runtime", "model"),
+    only=("home", "http", "http_tls_cert", "http_tls_key", "runtime", "model", *GRPC_FIELDS),
     meanings={
         "http": "Where a facade is looked for, HOST:PORT.",
         "runtime": "Where a runtime is looked for, HOST:PORT.",
@@ -44,7 +45,7 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 def doctor(profile: bool, json: bool, flags: dict[str, object]) -> None:
     """Look for what is wrong.
 
-    It checks versions, ONNX Runtime, memory, disk, ports, models and keys, each with a hint.
+    It checks versions, ONNX Runtime, memory, disk, ports, models, keys and certificates, each with a hint.
 
     Exits with 1 if something that Mantler needs is broken.
 
@@ -55,7 +56,8 @@ def doctor(profile: bool, json: bool, flags: dict[str, object]) -> None:
       mantler doctor --profile --runtime 127.0.0.1:50051
     """
     if profile:
-        show_profile(read(RuntimeSettings, flags).runtime, json)
+        settings = read(RuntimeSettings, flags)
+        show_profile(settings.runtime, settings, json)
         return
     findings = [finding for check in _checks(flags) for finding in check]
     if json:
@@ -84,12 +86,32 @@ def _checks(flags: dict[str, object]) -> Iterable[Iterable[Finding]]:
         return
     yield checks.model_store(runtime.models_dir, runtime.model)
     yield asyncio.run(_keys(facade)) if (runtime.home / "mantler.db").exists() else _no_keys()
-    yield checks.service("runtime", runtime.runtime, "--runtime", _asked(probe.runtime_serves, runtime.runtime))
-    yield checks.service("facade", facade.http, "--http", _asked(probe.facade_serves, facade.http))
+    https = https_files(facade)
+    encryption = [*tls_checks.tls("tls", grpc_files(runtime)), *tls_checks.tls("https", https)]
+    yield encryption
+    if any(finding.status is Status.FAIL for finding in encryption):
+        return
+    yield _runtime(runtime)
+    yield checks.service("facade", facade.http, "--http", lambda: asyncio.run(_facade_serves(facade.http, https)))
 
 
-def _asked(serves: Callable[[str], Coroutine[Any, Any, bool]], address: str) -> Callable[[], bool]:
-    return lambda: asyncio.run(serves(ports.reachable(address)))
+def _runtime(settings: RuntimeSettings) -> Iterable[Finding]:
+    from mantler.security.transport import Security
+
+    security = Security.load(settings)
+    address = ports.reachable(settings.runtime)
+    try:
+        trouble = asyncio.run(probe.runtime_trouble(address, security))
+    except SecurityError as error:
+        return [Finding("runtime", Status.FAIL, error.message, error.hint)]
+    findings = list(checks.service("runtime", settings.runtime, "--runtime", lambda: trouble is None))
+    if trouble is not None and any(finding.status is Status.FAIL for finding in findings):
+        findings.append(tls_checks.unanswered(address, trouble, encrypts=security.encrypts))
+    return findings
+
+
+async def _facade_serves(address: str, https: TlsFiles) -> bool:
+    return await probe.facade_serves(ports.reachable(address), https)
 
 
 def _no_keys() -> Iterable[Finding]:

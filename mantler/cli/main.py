@@ -9,11 +9,12 @@ import click
 
 from mantler import __version__
 from mantler.__main__ import EXIT_INTERRUPTED
-from mantler.cli import chat, doctor, keys, logs, models, pull, serve, up, version
+from mantler.cli import certs, chat, doctor, keys, logs, models, pull, serve, up, version
 from mantler.cli.commands import Group, hint
 from mantler.cli.drill.command import drill
 from mantler.cli.errors import EXIT_FAILED, CliError, show_error
 from mantler.errors import MantlerError
+from mantler.security.errors import SecurityError
 from runtime_server.models.errors import PullError
 
 
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for _command in (up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, chat.chat):
+for _command in (up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, certs.certs, chat.chat):
     cli.add_command(_command)
 cli.add_command(doctor.doctor)
 cli.add_command(drill)
@@ -69,7 +70,7 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         show_error(error.format_message().rstrip("."), None)
         return error.exit_code
-    except PullError as error:
+    except (PullError, SecurityError) as error:
         show_error(error.message.rstrip("."), error.hint)
         return EXIT_FAILED
     except MantlerError as error:

@@ -11,10 +11,10 @@ import click
 from mantler.cli.commands import Group
 from mantler.cli.errors import CliError
 from mantler.cli.expiry import show_time
-from mantler.cli.options import json_option, option, settings_options
+from mantler.cli.options import GRPC_FIELDS, json_option, option, settings_options
 from mantler.cli.settings import read
 from mantler.cli.terminal import human_bytes, note, print_json, print_table
-from mantler.config import ClientSettings
+from mantler.config import ClientSettings, GrpcSettings
 
 if TYPE_CHECKING:
     from mantler.messages import ModelInfo
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.group(cls=Group, invoke_without_command=True, meant={"list": "", "ls": "", "rm": "remove", "delete": "remove"})
 @option("--remote", env="MANTLER_MODELS_REMOTE", help="Ask the runtime instead of the store.", is_flag=True)
 @json_option
-@settings_options(ClientSettings, only=("runtime", "home"))
+@settings_options(ClientSettings, only=("runtime", *GRPC_FIELDS, "home"))
 @click.pass_context
 def models(context: click.Context, remote: bool, json: bool, flags: dict[str, object]) -> None:
     """List or remove stored models.
@@ -42,7 +42,7 @@ def models(context: click.Context, remote: bool, json: bool, flags: dict[str, ob
         return
     settings = read(ClientSettings, flags)
     if remote:
-        _show_remote(settings.runtime, json)
+        _show_remote(settings, json)
         return
     from runtime_server.models.store import ModelStore
 
@@ -75,8 +75,8 @@ def remove(ids: tuple[str, ...], flags: dict[str, object]) -> None:
         note(f"{model_id} is removed.")
 
 
-def _show_remote(address: str, json: bool) -> None:
-    infos = asyncio.run(ask(address))
+def _show_remote(settings: ClientSettings, json: bool) -> None:
+    infos = asyncio.run(ask(settings.runtime, settings))
     if json:
         print_json([_info_as_json(info) for info in infos])
     elif infos:
@@ -84,15 +84,16 @@ def _show_remote(address: str, json: bool) -> None:
             ("id", "state", "tokens per request", "slots", "queue", "device"), [_info_row(info) for info in infos]
         )
     else:
-        note(f"The runtime at {address} has no models.")
+        note(f"The runtime at {settings.runtime} has no models.")
 
 
-async def ask(address: str) -> list[ModelInfo]:
-    """The models of the machine whose runtime is at ``address``. Raises ``CliError``."""
+async def ask(address: str, settings: GrpcSettings) -> list[ModelInfo]:
+    """The models of the machine whose runtime is at ``address``. Raises ``CliError`` and ``SecurityError``."""
     from mantler.client import RuntimeClient
     from mantler.errors import ErrorCode, MantlerError
+    from mantler.security.transport import Security
 
-    async with RuntimeClient(address) as client:
+    async with RuntimeClient(address, Security.load(settings)) as client:
         try:
             return await client.list_models()
         except MantlerError as error:

@@ -11,10 +11,12 @@ from pydantic.fields import FieldInfo
 
 from mantler.cli.settings import bounds, flag_name, is_secret, variable_name
 from mantler.cli.values import Number
-from mantler.config import Address, Folder, Settings
+from mantler.config import Address, File, Folder, GrpcSettings, Settings
 
 Command = Callable[..., None]
 
+GRPC_FIELDS = tuple(name for name in GrpcSettings.model_fields if name not in Settings.model_fields)
+"""For the ``only`` of commands that speak gRPC."""
 _HOME = "~/.mantler"
 
 
@@ -79,26 +81,33 @@ def as_arguments(flags: Mapping[str, object], cls: type[Settings]) -> list[str]:
     """Given flags as a command line again, as far as ``cls`` has them."""
     arguments: list[str] = []
     for name, value in flags.items():
-        if name in cls.model_fields:
+        if value is True and name in cls.model_fields:
+            arguments.append(flag_name(name))
+        elif name in cls.model_fields:
             for item in value if isinstance(value, list) else [value]:
                 arguments += [flag_name(name), str(item)]
     return arguments
 
 
 def _option(name: str, field: FieldInfo, meaning: str | None) -> Callable[[Command], Command]:
+    help_text = f"{meaning} [{'; '.join(_notes(name, field))}]"
+    if field.annotation is bool:
+        return click.option(flag_name(name), name, is_flag=True, default=None, help=help_text)
     return click.option(
         flag_name(name),
         name,
         default=None,
         multiple=_is_list(field),
         metavar=_metavar(name, field),
-        help=f"{meaning} [{'; '.join(_notes(name, field))}]",
+        help=help_text,
     )
 
 
 def _notes(name: str, field: FieldInfo) -> list[str]:
     """What the help text says in brackets: default, range, variable."""
     default = _HOME if name == "home" else field.get_default(call_default_factory=True, validated_data={})
+    if default is None or default is False or default == []:
+        return [f"env: {variable_name(name)}"]
     shown = ", ".join(default) if isinstance(default, list) else f"{default:g}" if _is_number(default) else default
     return [f"default: {shown}", *bounds(field), f"env: {variable_name(name)}"]
 
@@ -110,8 +119,10 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "N"
     if field.annotation is float:
         return "SECONDS" if name.endswith("_s") else "NUMBER"
-    if get_args(Address)[1] in field.metadata:
+    if get_args(Address)[1] in field.metadata or Address in get_args(field.annotation):
         return "HOST:PORT"
+    if field.annotation == File | None:
+        return "FILE"
     return "FOLDER" if field.annotation is get_args(Folder)[0] else name.split("_")[-1].rstrip("s").upper()
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from mantler.cli.models import ask
 from mantler.cli.terminal import note, print_json, print_table
+from mantler.config import GrpcSettings
 from mantler.messages import EngineProfile, ModelInfo, StepProfile
 
 _HEADERS = (
@@ -15,9 +16,9 @@ _HEADERS = (
 )  # fmt: skip
 
 
-def show_profile(address: str, json: bool) -> None:
-    """Prints the counters of each model that the runtime at ``address`` has loaded. Raises ``CliError``."""
-    infos = asyncio.run(ask(address))
+def show_profile(address: str, settings: GrpcSettings, json: bool) -> None:
+    """Prints the counters of each model that the runtime at ``address`` has loaded. Raises like ``ask``."""
+    infos = asyncio.run(ask(address, settings))
     if json:
         print_json([_as_json(info.id, info.deployment.profile) for info in infos if info.deployment])
         return

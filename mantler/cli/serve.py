@@ -46,7 +46,7 @@ def runtime(flags: dict[str, object], exit_with_stdin: bool) -> None:
     Examples:
       mantler runtime
       mantler runtime --model smollm2:135m --max-batch 16
-      MANTLER_RUNTIME=0.0.0.0:50051 mantler runtime
+      mantler runtime --runtime 0.0.0.0:50051 --tls-cert a.pem --tls-key a.key --tls-ca ca.pem
     """
     settings = read(RuntimeSettings, flags)
     _prepare(settings, settings.runtime, "--runtime", settings.drain_timeout_s, exit_with_stdin)
@@ -71,7 +71,7 @@ def facade(flags: dict[str, object], exit_with_stdin: bool) -> None:
     \b
     Examples:
       mantler facade
-      mantler facade --http 0.0.0.0:8080 --runtime 192.168.1.20:50051
+      mantler facade --http 0.0.0.0:8080 --http-tls-cert web.pem --http-tls-key web.key
       MANTLER_LOG_FORMAT=json mantler facade
     """
     settings = read(FacadeSettings, flags)

@@ -56,6 +56,8 @@ def allowed(field: FieldInfo) -> str:
     """The values that a field takes, in words that follow "must be"; empty where its own validator says it best."""
     if get_origin(field.annotation) is Literal:
         return "one of " + ", ".join(str(value) for value in get_args(field.annotation))
+    if field.annotation is bool:
+        return "true or false"
     if field.annotation not in (int, float):
         return ""
     kind = "a whole number" if field.annotation is int else "a number"

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +23,10 @@ from mantler.cli.settings import read
 from mantler.cli.supervisor import Limits, Service, StartError, Supervisor
 from mantler.cli.terminal import note, style
 from mantler.config import FacadeSettings, RuntimeSettings, UpSettings, split_address
+from mantler.security.files import TlsFiles, https_files
+
+if TYPE_CHECKING:
+    from mantler.security.transport import Security
 
 EXIT_KILLED = 130
 _QUESTION = {"role": "user", "content": "Why is the sky blue?"}
@@ -35,11 +40,12 @@ class Addresses:
 
     http: str
     runtime: str
+    https: bool = False
 
     @property
     def url(self) -> str:
         """The base URL of the REST API."""
-        return f"http://{ports.reachable(self.http)}"
+        return f"{'https' if self.https else 'http'}://{ports.reachable(self.http)}"
 
 
 @click.command(cls=Command)
@@ -59,12 +65,16 @@ def up(flags: dict[str, object]) -> None:
     """
     started_s = time.monotonic()
     runtime, facade, own = read(RuntimeSettings, flags), read(FacadeSettings, flags), read(UpSettings, flags)
+    security, https = _checked(runtime, facade)
     _claim(facade.http, runtime.runtime)
     pull.ensure(runtime)
-    addresses = _claim(facade.http, runtime.runtime)
+    addresses = replace(_claim(facade.http, runtime.runtime), https=bool(https))
     limits = Limits(own.start_timeout_s, max(runtime.drain_timeout_s, facade.drain_timeout_s) + _STOP_MARGIN_S)
     supervisor = Supervisor(
-        _services(flags, addresses), report=_report, echo=_echo(runtime.log_format == "json"), limits=limits
+        _services(flags, addresses, security, https),
+        report=_report,
+        echo=_echo(runtime.log_format == "json"),
+        limits=limits,
     )
 
     async def serving() -> None:
@@ -154,7 +164,19 @@ def _claim(http: str, runtime: str) -> Addresses:
     return Addresses(http=ports.claim(http, "--http"), runtime=ports.claim(runtime, "--runtime"))
 
 
-def _services(flags: dict[str, object], addresses: Addresses) -> list[Service]:
+def _checked(runtime: RuntimeSettings, facade: FacadeSettings) -> tuple[Security, TlsFiles]:
+    """What the probes need. Raises ``SecurityError`` for what either process would refuse, before anything starts."""
+    from mantler.security.transport import Security
+
+    security, https = Security.load(runtime), https_files(facade)
+    https.read()
+    security.check_listening([runtime.runtime])
+    security.check_dialing([ports.reachable(runtime.runtime), *facade.machines])
+    security.check_own_host(ports.reachable(runtime.runtime))
+    return security, https
+
+
+def _services(flags: dict[str, object], addresses: Addresses, security: Security, https: TlsFiles) -> list[Service]:
     mantler = (sys.executable, "-m", "mantler")
     runtime_at = ports.reachable(addresses.runtime)
     runtime_flags = as_arguments({**flags, "runtime": addresses.runtime}, RuntimeSettings)
@@ -163,12 +185,12 @@ def _services(flags: dict[str, object], addresses: Addresses) -> list[Service]:
         Service(
             "runtime",
             (*mantler, "runtime", *runtime_flags, "--exit-with-stdin"),
-            partial(probe.runtime_serves, runtime_at),
+            partial(probe.runtime_serves, runtime_at, security),
         ),
         Service(
             "facade",
             (*mantler, "facade", *facade_flags, "--exit-with-stdin"),
-            partial(probe.facade_serves, ports.reachable(addresses.http)),
+            partial(probe.facade_serves, ports.reachable(addresses.http), https),
         ),
     ]
 

@@ -32,6 +32,7 @@ from mantler.routing.memberships import Membership, Memberships
 from mantler.routing.prompt_bytes import prompt_bytes
 from mantler.routing.static import StaticMembership
 from mantler.routing.view import View
+from mantler.security.transport import Security
 
 EXPIRE_EVERY_S = 0.25
 STOPPED_S = 1.0
@@ -307,11 +308,19 @@ class MeshClient:
 
 @asynccontextmanager
 async def connected(
-    addresses: Sequence[str], *, resume_within_s: float, view: View | None = None, others: Sequence[Membership] = ()
+    addresses: Sequence[str],
+    *,
+    resume_within_s: float,
+    security: Security | None = None,
+    view: View | None = None,
+    others: Sequence[Membership] = (),
 ) -> AsyncIterator[MeshClient]:
-    """A client of the machines at ``addresses``, and of those that ``others`` tell ``view``."""
+    """A client of the machines at ``addresses``, and of those that ``others`` tell ``view``.
+
+    Raises ``SecurityError`` where ``security`` does not allow one of the addresses.
+    """
     view = view or View(Directory())
-    async with Clients() as clients:
+    async with Clients(security) as clients:
         membership = Memberships([StaticMembership(addresses, view, clients), *others])
         balancer = Balancer(view.directory, random.Random())  # noqa: S311 - it spreads load
         client = MeshClient(view, balancer, clients, membership, resume_within_s=resume_within_s)

@@ -7,12 +7,14 @@ from types import TracebackType
 from typing import Self
 
 from mantler.client import RuntimeClient
+from mantler.security.transport import Security
 
 
 class Clients:
     """Opens connections when they are needed first, and closes all of them in the end. Use as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, security: Security | None = None) -> None:
+        self._security = security
         self._clients: dict[str, RuntimeClient] = {}
 
     async def __aenter__(self) -> Self:
@@ -25,10 +27,10 @@ class Clients:
         await asyncio.gather(*(client.close() for client in clients.values()))
 
     def at(self, address: str) -> RuntimeClient:
-        """The connection to ``address``."""
+        """The connection to ``address``. Raises ``SecurityError`` where the security does not allow it."""
         client = self._clients.get(address)
         if client is None:
-            client = self._clients[address] = RuntimeClient(address)
+            client = self._clients[address] = RuntimeClient(address, self._security)
         return client
 
     async def forget(self, address: str) -> None:

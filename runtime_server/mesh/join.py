@@ -13,6 +13,7 @@ import grpc
 from mantler import wire
 from mantler.client import CHANNEL_OPTIONS
 from mantler.grpc_errors import from_rpc_error
+from mantler.security.transport import Security
 from mantler.v1 import mesh_pb2, mesh_pb2_grpc
 from runtime_server.machine import ThisMachine
 from runtime_server.mesh.tunnel import carry
@@ -39,7 +40,9 @@ class Joining:
         socket: the runtime's own server as a path of a Unix socket, where tunnels end; empty where none are opened.
     """
 
-    def __init__(self, facade: str, machine: ThisMachine, *, address: str, token: str, socket: str) -> None:
+    def __init__(
+        self, facade: str, machine: ThisMachine, *, address: str, token: str, socket: str, security: Security
+    ) -> None:
         self._facade = facade
         self._machine = machine
         self._address = address
@@ -50,7 +53,7 @@ class Joining:
         """What was logged last."""
         self._leaving = asyncio.Event()
         self._tunnels: set[asyncio.Task[None]] = set()
-        self._channel = grpc.aio.insecure_channel(facade, options=CHANNEL_OPTIONS)
+        self._channel = security.channel(facade, CHANNEL_OPTIONS)
         self._stub: mesh_pb2_grpc.MeshServiceAsyncStub = mesh_pb2_grpc.MeshServiceStub(self._channel)
         self._task: asyncio.Task[None] | None = None
 

@@ -9,6 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mantler.config import RuntimeSettings
+from mantler.security.errors import SecurityError
 from runtime_server.models.pull import pull
 from runtime_server.server import GENERATION, MODEL, RuntimeServer
 from tests.tiny_models import CONTEXT, tiny_config, write_gguf
@@ -38,3 +39,21 @@ async def test_the_whole_serves_once_the_wanted_models_are_loaded(
         assert serving == {"": True, MODEL: True, GENERATION: generates}
     finally:
         await server.close()
+
+
+async def test_a_runtime_that_others_reach_needs_tls(tmp_path: Path) -> None:
+    server = RuntimeServer(RuntimeSettings(home=tmp_path, runtime="0.0.0.0:0", model=[]))
+    try:
+        with pytest.raises(SecurityError, match=r"^0\.0\.0\.0:0 can be reached from other machines"):
+            await server.start()
+    finally:
+        await server.close()
+
+
+async def test_with_insecure_it_says_what_is_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server = RuntimeServer(RuntimeSettings(home=tmp_path, runtime="0.0.0.0:0", model=[], insecure=True))
+    try:
+        await server.start()
+    finally:
+        await server.close()
+    assert "anyone who reaches 0.0.0.0:0 can run and load models" in caplog.text

@@ -68,7 +68,7 @@ def drill(
     arguments = ["--home", str(settings.home), "--model", wanted.model, "--kv-memory-mb", str(_KV_MEMORY_MB)]
     arguments += ["--threads", "1", "--max-queue", str(max(64, streams))]
     with tempfile.TemporaryDirectory(prefix="mantler-drill-") as folder:
-        found = asyncio.run(run(wanted, arguments, Path(folder), note))
+        found = asyncio.run(run(wanted, arguments, Path(folder), note, settings))
     if json:
         print_json({**asdict(found), "good": found.good})
     else:

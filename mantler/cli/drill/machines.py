@@ -6,15 +6,18 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from mantler.cli import ports
 from mantler.cli.child import Child
 from mantler.cli.drill.schedule import Fault, Harm
 from mantler.cli.errors import CliError
 from mantler.cli.probe import facade_serves, runtime_serves
+from mantler.security.files import TlsFiles
+from mantler.security.transport import Security
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
@@ -27,10 +30,11 @@ Echo = Callable[[str, str], None]
 class Machine:
     """A runtime on this host."""
 
-    def __init__(self, number: int, arguments: Sequence[str], echo: Echo) -> None:
+    def __init__(self, number: int, arguments: Sequence[str], security: Security, echo: Echo) -> None:
         self.address = ports.claim("127.0.0.1:0", "--machines")
         self._number = number
         self._arguments = arguments
+        self._security = security
         self._echo = echo
         self._child: Child | None = None
 
@@ -38,7 +42,7 @@ class Machine:
         """Returns once it serves."""
         command = [sys.executable, "-m", "mantler", "runtime", "--runtime", self.address, *self._arguments]
         self._child = await Child.spawn(f"runtime {self._number}", [*command, "--exit-with-stdin"], self._echo)
-        await _until(runtime_serves, self.address, self._child)
+        await _until(partial(runtime_serves, self.address, self._security), self._child)
 
     async def suffer(self, fault: Fault) -> None:
         """Does the harm, and makes it good when its time is over."""
@@ -67,14 +71,22 @@ class Machine:
 class Mesh:
     """Runtimes and a facade. Use as a context manager."""
 
-    def __init__(self, machines: int, runtime_arguments: Sequence[str], facade_arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        machines: int,
+        runtime_arguments: Sequence[str],
+        facade_arguments: Sequence[str],
+        security: Security,
+        https: TlsFiles,
+    ) -> None:
         self.http = ports.claim("127.0.0.1:0", "--http")
-        self.machines = [Machine(i, runtime_arguments, self._note) for i in range(machines)]
+        self.machines = [Machine(i, runtime_arguments, security, self._note) for i in range(machines)]
         self.resumed = 0
         """Streams that the facade went on with elsewhere."""
         self.log: list[str] = []
         """The last lines of all processes."""
         self._facade_arguments = facade_arguments
+        self._https = https
         self._facade: Child | None = None
 
     async def __aenter__(self) -> Self:
@@ -84,7 +96,7 @@ class Mesh:
             command = [sys.executable, "-m", "mantler", "facade", "--http", self.http, "--log-format", "json"]
             arguments = [*command, *addresses, *self._facade_arguments, "--exit-with-stdin"]
             self._facade = await Child.spawn("facade", arguments, self._note)
-            await _until(facade_serves, self.http, self._facade)
+            await _until(partial(facade_serves, self.http, self._https), self._facade)
         except BaseException:
             await self._end()
             raise
@@ -106,10 +118,10 @@ class Mesh:
         del self.log[:-100]
 
 
-async def _until(serves: Callable[[str], Coroutine[Any, Any, bool]], address: str, child: Child) -> None:
+async def _until(serves: Callable[[], Awaitable[bool]], child: Child) -> None:
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            while not await serves(address):
+            while not await serves():
                 if child.ended.done():
                     raise CliError(f"the {child.name} ended at its start", details=child.tail)
                 await asyncio.sleep(_POLL_S)

@@ -15,7 +15,11 @@ from mantler.cli.drill.schedule import Fault, Harm, schedule
 from mantler.cli.drill.traffic import REQUESTS, body, keep_asking, listen
 from mantler.cli.drill.verdict import Verdict, verdict
 from mantler.cli.errors import CliError
-from mantler.config import FacadeSettings
+from mantler.cli.options import GRPC_FIELDS, as_arguments
+from mantler.config import FacadeSettings, GrpcSettings
+from mantler.security.files import TlsFiles, https_files
+from mantler.security.https import pinned_context
+from mantler.security.transport import Security
 from mantler.tenancy.keys import mint_key
 from mantler.tenancy.store import KeyStore
 
@@ -39,13 +43,16 @@ class Drill:
     seed: int = 1
 
 
-async def run(drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: Callable[[str], None]) -> Verdict:
+async def run(
+    drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: Callable[[str], None], grpc: GrpcSettings
+) -> Verdict:
     """Starts machines and a facade, breaks them and stops them.
 
     Args:
         runtime_arguments: of ``mantler runtime``, but for its address.
         home: an empty folder for the facade.
         tell: takes a line about what is going on.
+        grpc: what the runtimes read as well.
     """
     settings = FacadeSettings(home=home)
     async with await KeyStore.open(settings.database_url) as keys:
@@ -54,32 +61,49 @@ async def run(drill: Drill, runtime_arguments: Sequence[str], home: Path, tell: 
     faults = schedule(
         machines=drill.machines, seconds=drill.seconds, every_s=drill.every_s, harms=drill.harms, seed=drill.seed
     )
+    given = grpc.model_dump(include=set(GRPC_FIELDS), exclude_defaults=True)
+    facade_arguments = ["--home", str(home), *as_arguments(given, FacadeSettings)]
     tell(f"Starting {drill.machines} runtimes and a facade.")
-    async with Mesh(drill.machines, runtime_arguments, ["--home", str(home)]) as mesh:
-        return await _break(drill, mesh, key, faults, tell)
+    https = https_files(settings)
+    async with (
+        Mesh(drill.machines, runtime_arguments, facade_arguments, Security.load(grpc), https) as mesh,
+        _session(key, https) as http,
+    ):
+        url = f"{'https' if https else 'http'}://{mesh.http}/v1/chat/completions"
+        return await _break(drill, mesh, http, url, faults, tell)
 
 
-async def _break(drill: Drill, mesh: Mesh, key: str, faults: Sequence[Fault], tell: Callable[[str], None]) -> Verdict:
-    url = f"http://{mesh.http}/v1/chat/completions"
-    timeout = aiohttp.ClientTimeout(total=600)
-    connector = aiohttp.TCPConnector(limit=0)
-    headers = {"Authorization": f"Bearer {key}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as http:
-        expected = await _references(drill, http, url)
-        tell(f"{drill.streams} streams for {drill.seconds:g} s, {len(faults)} faults.")
-        began_s = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            clients = [
-                group.create_task(
-                    keep_asking(
-                        http, url, drill.model, until_s=began_s + drill.seconds, max_tokens=drill.max_tokens, first=i
-                    )
+def _session(key: str, https: TlsFiles) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=aiohttp.ClientTimeout(total=600),
+        connector=aiohttp.TCPConnector(limit=0, ssl=pinned_context(https) if https else True),
+    )
+
+
+async def _break(
+    drill: Drill,
+    mesh: Mesh,
+    http: aiohttp.ClientSession,
+    url: str,
+    faults: Sequence[Fault],
+    tell: Callable[[str], None],
+) -> Verdict:
+    expected = await _references(drill, http, url)
+    tell(f"{drill.streams} streams for {drill.seconds:g} s, {len(faults)} faults.")
+    began_s = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        clients = [
+            group.create_task(
+                keep_asking(
+                    http, url, drill.model, until_s=began_s + drill.seconds, max_tokens=drill.max_tokens, first=i
                 )
-                for i in range(drill.streams)
-            ]
-            for fault in faults:
-                group.create_task(_harm(mesh, fault, began_s, tell))
-        streams = [heard for client in clients for heard in client.result()]
+            )
+            for i in range(drill.streams)
+        ]
+        for fault in faults:
+            group.create_task(_harm(mesh, fault, began_s, tell))
+    streams = [heard for client in clients for heard in client.result()]
     return verdict(streams, expected, resumed=mesh.resumed, faults=len(faults))
 
 

@@ -17,6 +17,7 @@ from mantler.cli import checks, ports
 from mantler.cli.checks import Status
 from mantler.cli.errors import CliError
 from mantler.messages import Deployment, EngineProfile, StepProfile
+from mantler.security.files import TlsFiles
 from runtime_server import native
 from tests.fake_runtime import FakeRuntime
 from tests.mantler.cli.conftest import Mantler
@@ -185,7 +186,7 @@ async def test_a_facade_that_answers_nonsense_does_not_serve() -> None:
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         host, port = server.sockets[0].getsockname()
-        assert not await facade_serves(f"{host}:{port}")
+        assert not await facade_serves(f"{host}:{port}", TlsFiles())
 
 
 PROFILE = EngineProfile(

@@ -36,7 +36,8 @@ ALL = dict(commands())
 
 def test_all_commands_are_there() -> None:
     names = (
-        "up runtime facade pull models keys chat doctor drill version models:remove keys:create keys:list keys:revoke"
+        "up runtime facade pull models keys certs chat doctor drill version models:remove keys:create keys:list "
+        "keys:revoke certs:init certs:issue certs:list"
     )
     assert set(ALL) == {tuple(name.split(":")) for name in names.split()}
 
@@ -87,7 +88,7 @@ def test_flags_reach_the_children_as_they_were_given() -> None:
         (("up", "--max-batch", "0"), "error: --max-batch: must be a whole number from 1 to 1024, got '0'\nhint: "),
         (("facade", "--http", "8080"), "error: --http: must be HOST:PORT"),
         (("nonsense",), "error: No such command 'nonsense'\nhint: mantler --help shows what it takes\n"),
-        (("up", "--nonsense"), "error: No such option '--nonsense'\nhint: mantler up --help shows what it takes\n"),
+        (("up", "--qqqqqqqq"), "error: No such option '--qqqqqqqq'\nhint: mantler up --help shows what it takes\n"),
         (("up", "--max-batch"), "error: Option '--max-batch' requires an argument\nhint: mantler up --help shows"),
         (("pull",), "error: Missing argument 'NAME'\nhint: mantler pull --help"),
         (
