@@ -31,7 +31,7 @@ def up(clone: Path, home: Path, http: str, runtime: str) -> Iterator[Iterator[st
     """``make up``; yields its lines. Ctrl-C ends it."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MANTLER_", "PYTHON"))}
     process = subprocess.Popen(
-        ["make", "up", f"ARGS=--http {http} --runtime {runtime}"],
+        ["make", "up", f"ARGS=--http {http} --runtime {runtime} --grpc 127.0.0.1:0"],
         cwd=clone,
         env={**clean, "HOME": str(home), "PIP_NO_CACHE_DIR": "1"},
         stdout=subprocess.PIPE,

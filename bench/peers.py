@@ -100,6 +100,7 @@ class Mantler:
     def started(self, serving: Serving, log: Path) -> Iterator[Server]:
         key, http, runtime = "mk_live_" + secrets.token_urlsafe(32), free_port(), free_port()
         command = [*self.command, "up", "--http", f"127.0.0.1:{http}", "--runtime", f"127.0.0.1:{runtime}"]
+        command += ["--grpc", "127.0.0.1:0"]
         command += ["--model", MODEL, "--threads", str(self.threads), "--max-batch", str(serving.slots)]
         endpoint = Endpoint(f"http://127.0.0.1:{http}/v1", key, MODEL)
         with tempfile.TemporaryDirectory() as home:

@@ -68,6 +68,7 @@ def started(folder: Path) -> Iterator[Servers]:
     python, log = sys.executable, folder / "log"
     environment = {**os.environ, "MANTLER_HOME": str(folder), "MANTLER_BOOTSTRAP_KEY": key}
     facade_command = [python, "-m", "mantler", "facade", "--http", http, "--runtime", address]
+    facade_command += ["--grpc", "127.0.0.1:0"]
     with (
         child([python, "-m", "bench.relay_runtime", address], log) as runtime,
         child(facade_command, log, env=environment) as facade,

@@ -177,7 +177,7 @@ def soak(given: argparse.Namespace, folder: Path, console: Console) -> list[Chec
     key, runtime = "mk_live_" + secrets.token_urlsafe(32), f"127.0.0.1:{free_port()}"
     endpoint = Endpoint(f"http://127.0.0.1:{free_port()}/v1", key, weights.MODEL)
     http = endpoint.url.removeprefix("http://").removesuffix("/v1")
-    command = [*mantler, "up", "--http", http, "--runtime", runtime, "--model", weights.MODEL]
+    command = [*mantler, "up", "--http", http, "--runtime", runtime, "--grpc", "127.0.0.1:0", "--model", weights.MODEL]
     command += ["--max-batch", str(SLOTS), "--max-queue", str(QUEUE), "--kv-memory-mb", str(KV_MEMORY_MB)]
     log = folder / "mantler.log"
     with tempfile.TemporaryDirectory() as home:

@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import logging
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import NamedTuple
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from facade.admission import Admission
 from facade.connection import Runner
+from facade.edge.mesh import MeshServicer
+from facade.edge.server import EdgeServer, Served
+from facade.edge.tunnels import Tunnels
 from facade.errors import translate_errors
 from facade.limits import Limiters
 from facade.middleware import add_headers, frame_exchange
@@ -24,13 +29,18 @@ from facade.routes.openapi import get_docs, get_openapi
 from facade.routes.tokens import detokenize, tokenize
 from facade.services import SERVICES, Services
 from mantler.config import FacadeSettings, join_address, split_address
+from mantler.mesh.directory import Directory
 from mantler.routing.client import MeshClient, connected
+from mantler.routing.registry import GATHER_S, Registry
+from mantler.routing.view import View
 from mantler.security.files import https_files
 from mantler.security.https import server_context
 from mantler.security.loopback import is_loopback
 from mantler.security.transport import Security
 from mantler.telemetry import log_event
 from mantler.tenancy.store import KeyStore
+from mantler.tenancy.tokens import TokenStore
+from mantler.v1 import mesh_pb2, mesh_pb2_grpc
 
 CLOSE_TIMEOUT_S = 5.0
 """How long connections may take to close once their requests are done."""
@@ -67,37 +77,78 @@ def create_app(settings: FacadeSettings, *, client: MeshClient, keys: KeyStore) 
     return app
 
 
-@contextlib.asynccontextmanager
-async def running(settings: FacadeSettings) -> AsyncIterator[tuple[str, int]]:
-    """Serves while the body runs; yields the address that is bound. Leaving drains, within ``drain_timeout_s``.
+class Bound(NamedTuple):
+    """Where a facade serves."""
 
-    Raises ``OSError`` if the address cannot be bound, ``MantlerError`` if the key store cannot be opened or
+    host: str
+    port: int
+    """Of HTTP."""
+    grpc_port: int
+
+
+@contextlib.asynccontextmanager
+async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
+    """Serves while the body runs; yields what is bound. Leaving drains, within ``drain_timeout_s``.
+
+    Raises ``OSError`` if an address cannot be bound, ``MantlerError`` if the database cannot be opened or
     ``bootstrap_key`` has the wrong shape, and ``SecurityError`` if a machine may not be reached as the settings say.
     """
     security, tls = Security.load(settings), server_context(https_files(settings))
     _warn_of_plaintext(settings, encrypts_grpc=security.encrypts, encrypts_http=tls is not None)
-    machines = connected(settings.runtimes, resume_within_s=settings.resume_within_s, security=security)
-    async with await KeyStore.open(settings.database_url) as keys, machines as client:
-        if settings.bootstrap_key is not None:
-            record = await keys.ensure(settings.bootstrap_key)
-            if record.revoked_unix_s is not None:
-                _log.warning("the bootstrap key was revoked and stays so: choose another one")
-        app = create_app(settings, client=client, keys=keys)
-        # A handler is cancelled when its client leaves; that frees the runtime's slot.
-        runner = Runner(
-            app, handler_cancellation=True, access_log=None, logger=_http_log, shutdown_timeout=CLOSE_TIMEOUT_S
+    view = View(Directory())
+    async with contextlib.AsyncExitStack() as stack:
+        keys = await stack.enter_async_context(await KeyStore.open(settings.database_url))
+        await _ensure_bootstrap_key(settings, keys)
+        tokens = await stack.enter_async_context(await TokenStore.open(settings.database_url))
+        expected = any(token.revoked_unix_s is None for token in await tokens.list_tokens())
+        registry = Registry(view, gather_s=GATHER_S if expected else 0)
+        tunnels = await stack.enter_async_context(Tunnels())
+        edge = await stack.enter_async_context(EdgeServer([_mesh(MeshServicer(registry, tokens, tunnels, security))]))
+        client = await stack.enter_async_context(
+            connected(
+                settings.runtimes,
+                resume_within_s=settings.resume_within_s,
+                security=security,
+                view=view,
+                others=[registry],
+            )
         )
-        await runner.setup()
-        try:
-            host, port = split_address(settings.http)
-            site = web.TCPSite(runner, host, port, ssl_context=tls)
-            await site.start()
-            bound: tuple[str, int] = runner.addresses[0][:2]
-            yield bound
-            await site.stop()
-            await app[SERVICES].admission.drain(settings.drain_timeout_s)
-        finally:
-            await runner.cleanup()
+        app = create_app(settings, client=client, keys=keys)
+        grpc_port = await edge.start(settings.grpc, security)
+        async with _http(app, settings, tls) as (host, port):
+            yield Bound(host, port, grpc_port)
+            await edge.refuse()
+
+
+@contextlib.asynccontextmanager
+async def _http(
+    app: web.Application, settings: FacadeSettings, tls: ssl.SSLContext | None
+) -> AsyncIterator[tuple[str, int]]:
+    """Serves ``app`` while the body runs, and drains it then."""
+    # A handler is cancelled when its client leaves; that frees the runtime's slot.
+    runner = Runner(app, handler_cancellation=True, access_log=None, logger=_http_log, shutdown_timeout=CLOSE_TIMEOUT_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, *split_address(settings.http), ssl_context=tls)
+        await site.start()
+        bound: tuple[str, int] = runner.addresses[0][:2]
+        yield bound
+        await site.stop()
+        await app[SERVICES].admission.drain(settings.drain_timeout_s)
+    finally:
+        await runner.cleanup()
+
+
+def _mesh(servicer: MeshServicer) -> Served:
+    descriptor = mesh_pb2.DESCRIPTOR.services_by_name["MeshService"]
+    return Served(descriptor, servicer, mesh_pb2_grpc.add_MeshServiceServicer_to_server)
+
+
+async def _ensure_bootstrap_key(settings: FacadeSettings, keys: KeyStore) -> None:
+    if settings.bootstrap_key is not None:
+        record = await keys.ensure(settings.bootstrap_key)
+        if record.revoked_unix_s is not None:
+            _log.warning("the bootstrap key was revoked and stays so: choose another one")
 
 
 async def serve(
@@ -115,8 +166,14 @@ async def serve(
     """
     stop = stop or asyncio.Event()
     with _stopped_by_signals(stop):
-        async with running(settings) as (host, port):
-            log_event(_log, "serving", http=join_address(host, port), machines=",".join(settings.runtimes))
+        async with running(settings) as (host, port, grpc_port):
+            log_event(
+                _log,
+                "serving",
+                http=join_address(host, port),
+                grpc=join_address(split_address(settings.grpc)[0], grpc_port),
+                machines=",".join(settings.runtimes),
+            )
             if on_bound is not None:
                 on_bound(host, port)
             await stop.wait()

@@ -243,6 +243,9 @@ class FacadeSettings(GrpcSettings):
     """``mantler facade``: REST and SSE for OpenAI clients."""
 
     http: Address = Field("127.0.0.1:8080", description="Where the facade serves HTTP, HOST:PORT.")
+    grpc: Address = Field(
+        "127.0.0.1:50050", description="Where the facade serves gRPC, to internal services and machines, HOST:PORT."
+    )
     http_tls_cert: File | None = Field(
         None, description="Certificate for HTTPS instead of HTTP, PEM, with its chain below."
     )

@@ -158,7 +158,7 @@ class RuntimeServer:
         if settings.mesh and settings.reach != "dial":
             self._sockets = tempfile.TemporaryDirectory(prefix="mantler-")
             path = f"{self._sockets.name}/runtime"
-            self._server.add_insecure_port(f"unix:{path}")
+            self._security.listen(self._server, f"unix:{path}")
         self._joinings = [
             Joining(
                 facade,

@@ -185,8 +185,10 @@ async def statuses(numbers: Iterable[int], home: Path) -> Counter[tuple[str, int
                 _check(number, sent, response.status, await response.read())
 
     async with FakeRuntime() as runtime:
-        settings = FacadeSettings(home=home, http="127.0.0.1:0", runtime=runtime.address, bootstrap_key=KEY)
-        async with running(settings) as (host, port), aiohttp.ClientSession() as http:
+        settings = FacadeSettings(
+            home=home, http="127.0.0.1:0", grpc="127.0.0.1:0", runtime=runtime.address, bootstrap_key=KEY
+        )
+        async with running(settings) as (host, port, _), aiohttp.ClientSession() as http:
             url = f"http://{host}:{port}"
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):

@@ -146,8 +146,12 @@ class Gate:
 class FakeRuntime:
     """The server. ``active`` counts running generations, and :meth:`idle` waits for there to be none."""
 
-    def __init__(self, address: str = "127.0.0.1:0", security: Security | None = None) -> None:
+    def __init__(self, address: str = "127.0.0.1:0", security: Security | None = None, socket: str = "") -> None:
         self.address = address
+        self.socket = socket
+        """A Unix socket where it listens, too."""
+        self.name = ""
+        """Of the machine. Empty means its address."""
         self._security = security or Security()
         self.script: Script = echo
         self.models = {known.id: known for known in (model("smollm2:135m"), model("org/other:tag"))}
@@ -162,7 +166,7 @@ class FakeRuntime:
         self.lists.set()
         self.active = 0
         self.draining = False
-        self._epoch = 0
+        self.epoch = 0
         self._revision = 0
         self._changed = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -182,10 +186,12 @@ class FakeRuntime:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), server)
         self._revision = 0
-        self._epoch += 1
+        self.epoch += 1
         machine_pb2_grpc.add_MachineServiceServicer_to_server(_Machine(self), server)
         host, _, _ = self.address.rpartition(":")
         self.address = f"{host}:{self._security.listen(server, self.address)}"
+        if self.socket:
+            self._security.listen(server, f"unix:{self.socket}")
         await server.start()
         self._server = server
 
@@ -206,14 +212,14 @@ class FakeRuntime:
             await self._changed.wait_for(lambda: self.active >= generations)
 
     def info(self) -> m.MachineInfo:
-        """What the machine says of itself. Its id is its address."""
+        """What the machine says of itself."""
         self._revision += 1
         models = tuple(sorted(self.models.values(), key=lambda known: known.id))
-        return m.MachineInfo(self.address, self._epoch, self._revision, self.address, models, self.draining)
+        return m.MachineInfo(self.name or self.address, self.epoch, self._revision, self.address, models, self.draining)
 
     def load(self) -> LoadReport:
         """How busy it says that it is."""
-        return LoadReport(MachineId(self.address), self._epoch, self._revision, ())
+        return LoadReport(MachineId(self.name or self.address), self.epoch, self._revision, ())
 
     def known(self, model_id: str) -> m.ModelInfo:
         """A model of the store. Raises MODEL_NOT_FOUND."""

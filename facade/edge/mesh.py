@@ -18,6 +18,8 @@ from mantler.grpc_errors import border
 from mantler.mesh.machine import MachineId
 from mantler.messages import MachineInfo
 from mantler.routing.registry import LEASE_S, REPORT_S, Registry, Seat, machine_exists
+from mantler.security.errors import SecurityError
+from mantler.security.transport import Security
 from mantler.tenancy.tokens import TokenStore
 from mantler.v1 import mesh_pb2, mesh_pb2_grpc
 
@@ -34,8 +36,9 @@ Requests = AsyncIterator[mesh_pb2.JoinRequest]
 class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     """Lets machines with a good token in."""
 
-    def __init__(self, registry: Registry, tokens: TokenStore, tunnels: Tunnels) -> None:
+    def __init__(self, registry: Registry, tokens: TokenStore, tunnels: Tunnels, security: Security) -> None:
         self._registry = registry
+        self._security = security
         self._tokens = tokens
         self._tunnels = tunnels
 
@@ -75,7 +78,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         async def ask(tunnel_id: str) -> None:
             await context.write(mesh_pb2.JoinResponse(open_tunnel=mesh_pb2.OpenTunnel(tunnel_id=tunnel_id)))
 
-        address = await _dialable(machine.address, context.peer())
+        address = await self._dialable(machine.address, context.peer())
         tunnel = not address
         if tunnel:
             if not machine.opens_tunnels:
@@ -96,7 +99,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     async def _keep(self, machine: MachineInfo, seat: Seat, requests: Requests, context: Context) -> bool:
         """Listens until the machine has said farewell (true) or its connection is lost (false)."""
         checked_s = time.monotonic()
-        while (message := await _next(requests, seat.taken)) is not None:
+        while (message := await _next(requests, seat.over)) is not None:
             if message.HasField("machine"):
                 seat.registered(wire.machine_from_proto(message.machine))
             elif message.HasField("load"):
@@ -107,7 +110,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             if time.monotonic() > checked_s + RECHECK_S:
                 await self._check_again(context)
                 checked_s = time.monotonic()
-        if seat.taken.is_set():
+        if seat.over.is_set() and not self._registry.closed:
             raise machine_exists(machine.id)
         return False
 
@@ -118,6 +121,20 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             # Machines go on serving while the database is away.
             if error.code is not ErrorCode.STORE_UNAVAILABLE:
                 raise
+
+    async def _dialable(self, address: str, peer: str) -> str:
+        """Where a machine that says ``address`` and comes from ``peer`` can be dialled; empty where it cannot."""
+        if not address:
+            return ""
+        host, port = _place(address, peer)
+        try:
+            self._security.check_dialing([join_address(host, port)])
+            async with asyncio.timeout(DIAL_S):
+                _, writer = await asyncio.open_connection(host, port)
+        except (OSError, TimeoutError, SecurityError):
+            return ""
+        writer.close()
+        return join_address(host, port)
 
     async def _authenticate(self, context: Context) -> None:
         """Raises INVALID_TOKEN, or STORE_UNAVAILABLE where the token cannot be checked."""
@@ -142,20 +159,6 @@ async def _next(requests: Requests, unless: asyncio.Event) -> mesh_pb2.JoinReque
     finally:
         reading.cancel()
         instead.cancel()
-
-
-async def _dialable(address: str, peer: str) -> str:
-    """Where a machine that says ``address`` and comes from ``peer`` can be dialled; empty where it cannot."""
-    if not address:
-        return ""
-    host, port = _place(address, peer)
-    try:
-        async with asyncio.timeout(DIAL_S):
-            _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
-        return ""
-    writer.close()
-    return join_address(host, port)
 
 
 def _place(address: str, peer: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import sys
@@ -40,6 +41,7 @@ class Addresses:
 
     http: str
     runtime: str
+    grpc: str
     https: bool = False
 
     @property
@@ -66,9 +68,9 @@ def up(flags: dict[str, object]) -> None:
     started_s = time.monotonic()
     runtime, facade, own = read(RuntimeSettings, flags), read(FacadeSettings, flags), read(UpSettings, flags)
     security, https = _checked(runtime, facade)
-    _claim(facade.http, runtime.runtime)
+    _claim(facade, runtime)
     pull.ensure(runtime)
-    addresses = replace(_claim(facade.http, runtime.runtime), https=bool(https))
+    addresses = replace(_claim(facade, runtime), https=bool(https))
     limits = Limits(own.start_timeout_s, max(runtime.drain_timeout_s, facade.drain_timeout_s) + _STOP_MARGIN_S)
     supervisor = Supervisor(
         _services(flags, addresses, security, https),
@@ -158,10 +160,13 @@ def banner(addresses: Addresses, models: list[str], key: str | None, took_s: flo
     return "\n".join(lines)
 
 
-def _claim(http: str, runtime: str) -> Addresses:
-    if http == runtime and split_address(http)[1] != 0:
-        raise BadUsage(f"--http and --runtime: both are {http}", hint="each needs a port of its own")
-    return Addresses(http=ports.claim(http, "--http"), runtime=ports.claim(runtime, "--runtime"))
+def _claim(facade: FacadeSettings, runtime: RuntimeSettings) -> Addresses:
+    wanted = {"--http": facade.http, "--grpc": facade.grpc, "--runtime": runtime.runtime}
+    for (flag, address), (other, same) in itertools.combinations(wanted.items(), 2):
+        if address == same and split_address(address)[1] != 0:
+            raise BadUsage(f"{flag} and {other}: both are {address}", hint="each needs a port of its own")
+    http, grpc, own = (ports.claim(address, flag) for flag, address in wanted.items())
+    return Addresses(http=http, runtime=own, grpc=grpc)
 
 
 def _checked(runtime: RuntimeSettings, facade: FacadeSettings) -> tuple[Security, TlsFiles]:
@@ -170,7 +175,7 @@ def _checked(runtime: RuntimeSettings, facade: FacadeSettings) -> tuple[Security
 
     security, https = Security.load(runtime), https_files(facade)
     https.read()
-    security.check_listening([runtime.runtime])
+    security.check_listening([runtime.runtime, facade.grpc])
     security.check_dialing([ports.reachable(runtime.runtime), *facade.machines])
     security.check_own_host(ports.reachable(runtime.runtime))
     return security, https
@@ -180,7 +185,9 @@ def _services(flags: dict[str, object], addresses: Addresses, security: Security
     mantler = (sys.executable, "-m", "mantler")
     runtime_at = ports.reachable(addresses.runtime)
     runtime_flags = as_arguments({**flags, "runtime": addresses.runtime}, RuntimeSettings)
-    facade_flags = as_arguments({**flags, "runtime": runtime_at, "http": addresses.http}, FacadeSettings)
+    facade_flags = as_arguments(
+        {**flags, "runtime": runtime_at, "http": addresses.http, "grpc": addresses.grpc}, FacadeSettings
+    )
     return [
         Service(
             "runtime",

@@ -15,18 +15,19 @@ LEASE_S = 2.0
 REPORT_S = 0.5
 """How often machines are asked to say something."""
 GATHER_S = 1.5
-"""How long after its start a facade waits for the first machine before it says that there is none."""
+"""How long after its start a facade that expects machines waits for the first one before it says that there is none."""
 
 
 class Seat:
     """One machine's place in the registry, for as long as its connection lasts.
 
     Attributes:
-        taken: set once a later life of the machine, or the same one over a new connection, has the place.
+        over: set once a later life of the machine, or the same one over a new connection, has the place, or when the
+            registry closes.
     """
 
     def __init__(self, machine: MachineInfo, address: str, view: View) -> None:
-        self.taken = asyncio.Event()
+        self.over = asyncio.Event()
         self._machine = machine
         self._address = address
         self._view = view
@@ -60,9 +61,18 @@ class Seat:
 
 
 class Registry:
-    """Gives seats. Lives on the event loop of whoever serves ``MeshService``."""
+    """Gives seats. Lives on the event loop of whoever serves ``MeshService``.
 
-    def __init__(self, view: View) -> None:
+    Args:
+        gather_s: how long after the start to wait for a first machine.
+
+    Attributes:
+        closed: whether it gives none any more.
+    """
+
+    def __init__(self, view: View, *, gather_s: float) -> None:
+        self._gather_s = gather_s
+        self.closed = False
         self._view = view
         self._seats: dict[str, Seat] = {}
         self._gathered = asyncio.Event()
@@ -71,14 +81,16 @@ class Registry:
         """A seat for ``machine``, which is reached at ``address``.
 
         Raises ``MantlerError`` MACHINE_EXISTS where a later life of the machine sits there, which is another runtime of
-        the same name, and RUNTIME_UNAVAILABLE where there are too many machines.
+        the same name, and RUNTIME_UNAVAILABLE where there are too many machines or the registry is closed.
         """
+        if self.closed:
+            raise MantlerError(ErrorCode.RUNTIME_UNAVAILABLE, "The facade is shutting down.", retry_after_s=1.0)
         before = self._seats.get(machine.id)
         if before is not None and before.epoch > machine.epoch:
             raise machine_exists(machine.id)
         seat = self._seats[machine.id] = Seat(machine, address, self._view)
         if before is not None:
-            before.taken.set()
+            before.over.set()
         self._gathered.set()
         return seat
 
@@ -89,14 +101,17 @@ class Registry:
 
     async def start(self) -> None:
         """Begins to wait for machines."""
-        asyncio.get_running_loop().call_later(GATHER_S, self._gathered.set)
+        asyncio.get_running_loop().call_later(self._gather_s, self._gathered.set)
 
     async def refresh(self) -> None:
         """Waits for the first machine, for a moment after the start."""
         await self._gathered.wait()
 
     async def close(self) -> None:
-        """Nothing is left to do: the connections end with their server."""
+        """Ends every seat. The machines stay what they are: their facade goes, not they."""
+        self.closed = True
+        for seat in self._seats.values():
+            seat.over.set()
 
 
 def machine_exists(machine_id: str) -> MantlerError:

@@ -55,7 +55,7 @@ class Security:
         self.check_listening([address])
         if (risk := self._risk(address, guarded)) is not None:
             _log.warning("%s", risk)
-        if not self.encrypts:
+        if not self.encrypts or is_socket(address):
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self.server_credentials())
 

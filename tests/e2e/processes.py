@@ -43,7 +43,13 @@ class Process:
         self.output: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mantler", *arguments],
-            env={**clean, "MANTLER_HOME": str(home), "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={
+                **clean,
+                "MANTLER_HOME": str(home),
+                "MANTLER_GRPC": "127.0.0.1:0",  # several facades run at a time
+                "PYTHONUNBUFFERED": "1",
+                **(env or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -29,7 +29,9 @@ AUTH = {"Authorization": f"Bearer {KEY}"}
 
 
 def make_settings(home: Path, runtime: str, **changes: Any) -> FacadeSettings:
-    return FacadeSettings(home=home, http="127.0.0.1:0", runtime=runtime, bootstrap_key=KEY, **changes)
+    return FacadeSettings(
+        home=home, http="127.0.0.1:0", grpc="127.0.0.1:0", runtime=runtime, bootstrap_key=KEY, **changes
+    )
 
 
 def chat(text: str = "one two three", **fields: Any) -> dict[str, Any]:
@@ -149,6 +151,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def facade(tmp_path: Path, changes: dict[str, Any]) -> AsyncIterator[Facade]:
     async with FakeRuntime() as runtime:
         settings = make_settings(tmp_path, runtime.address, **changes)
-        async with running(settings) as (host, port), aiohttp.ClientSession() as http:
+        async with running(settings) as (host, port, _), aiohttp.ClientSession() as http:
             yield Facade(f"http://{host}:{port}", port, http, runtime, settings)
     assert not [task for task in asyncio.all_tasks() if "_ping_in_silence" in repr(task)]

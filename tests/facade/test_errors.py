@@ -118,7 +118,7 @@ async def test_a_frozen_runtime_is_offline_soon(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("tests.fake_runtime._Machine.GetMachine", frozen)
     async with (
         FakeRuntime() as runtime,
-        running(make_settings(tmp_path, runtime.address)) as (host, port),
+        running(make_settings(tmp_path, runtime.address)) as (host, port, _),
         aiohttp.ClientSession(headers=AUTH) as http,
     ):
         for path in ("/v1/models", f"/v1/models/{MODEL}"):

@@ -65,7 +65,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     loop = asyncio.new_event_loop()
 
     async def serve(home: Path) -> None:
-        async with FakeRuntime() as runtime, running(make_settings(home, runtime.address)) as (host, port):
+        async with FakeRuntime() as runtime, running(make_settings(home, runtime.address)) as (host, port, _):
             bound.append(f"http://{host}:{port}")
             ready.set()
             await ended.wait()

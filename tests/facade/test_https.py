@@ -35,7 +35,7 @@ async def test_rest_serves_tls_and_takes_new_certificates_up(authority: Authorit
     issued = authority.issue("web")
     async with FakeRuntime() as runtime:
         settings = make_settings(tmp_path, runtime.address, http_tls_cert=issued.certificate, http_tls_key=issued.key)
-        async with running(settings) as (host, port):
+        async with running(settings) as (host, port, _):
             url = f"https://{host}:{port}"
             assert await ask(url, authority) == 200
             other = Authority(tmp_path / "other")
@@ -62,12 +62,12 @@ async def test_bad_files_of_https_stop_the_start(authority: Authority, tmp_path:
 async def test_machines_are_reached_over_mutual_tls(authority: Authority, tmp_path: Path) -> None:
     async with (
         FakeRuntime(security=authority.security("machine")) as runtime,
-        running(make_settings(tmp_path, runtime.address, **authority.settings("facade"))) as (host, port),
+        running(make_settings(tmp_path, runtime.address, **authority.settings("facade"))) as (host, port, _),
     ):
         assert await ask(f"http://{host}:{port}", authority) == 200
     async with (
         FakeRuntime(security=authority.security("machine")) as runtime,
-        running(make_settings(tmp_path, runtime.address)) as (host, port),
+        running(make_settings(tmp_path, runtime.address)) as (host, port, _),
     ):
         assert await ask(f"http://{host}:{port}", authority) == 503
 

@@ -109,7 +109,7 @@ async def test_a_runtime_that_dies_and_comes_back(facade: Facade) -> None:
 
 
 async def test_no_runtime_at_all_is_503_at_once(tmp_path: Path) -> None:
-    async with running(make_settings(tmp_path, "127.0.0.1:1")) as (host, port), aiohttp.ClientSession() as http:
+    async with running(make_settings(tmp_path, "127.0.0.1:1")) as (host, port, _), aiohttp.ClientSession() as http:
         started = time.monotonic()
         async with http.post(f"http://{host}:{port}/v1/chat/completions", json=chat(), headers=AUTH) as response:
             assert response.status == 503

@@ -94,6 +94,7 @@ class Mesh:
             await asyncio.gather(*(machine.start() for machine in self.machines))
             addresses = [part for machine in self.machines for part in ("--machines", machine.address)]
             command = [sys.executable, "-m", "mantler", "facade", "--http", self.http, "--log-format", "json"]
+            command += ["--grpc", "127.0.0.1:0"]
             arguments = [*command, *addresses, *self._facade_arguments, "--exit-with-stdin"]
             self._facade = await Child.spawn("facade", arguments, self._note)
             await _until(partial(facade_serves, self.http, self._https), self._facade)

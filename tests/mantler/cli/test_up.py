@@ -126,7 +126,7 @@ def test_a_model_that_does_not_exist_is_an_error(mantler: Mantler) -> None:
 
 
 def test_the_banner_has_a_curl_that_works_as_it_stands() -> None:
-    text = banner(Addresses("0.0.0.0:8080", "[::]:50051"), ["smollm2:135m"], "mk_live_x", 2.5)
+    text = banner(Addresses("0.0.0.0:8080", "[::]:50051", "[::]:50050"), ["smollm2:135m"], "mk_live_x", 2.5)
     assert "curl http://127.0.0.1:8080/v1/chat/completions" in text
     assert '"Authorization: Bearer mk_live_x"' in text
     assert '"model": "smollm2:135m"' in text
@@ -135,11 +135,11 @@ def test_the_banner_has_a_curl_that_works_as_it_stands() -> None:
 
 
 def test_later_banners_show_no_key() -> None:
-    text = banner(Addresses("127.0.0.1:8080", "127.0.0.1:50051"), ["a:1", "b:2"], None, 2.5)
+    text = banner(Addresses("127.0.0.1:8080", "127.0.0.1:50051", "127.0.0.1:50050"), ["a:1", "b:2"], None, 2.5)
     assert "a:1, b:2" in text
     assert "Bearer $MANTLER_KEY" in text
     assert "shown this once" not in text
     assert "key   shown at the first start; `mantler keys create` makes another" in text
-    text = banner(Addresses("127.0.0.1:8080", "127.0.0.1:50051"), [], None, 2.5, bootstrap=True)
+    text = banner(Addresses("127.0.0.1:8080", "127.0.0.1:50051", "127.0.0.1:50050"), [], None, 2.5, bootstrap=True)
     assert "key   the bootstrap key of your settings; `mantler keys create` makes another" in text
     assert "serves no model yet" in text
