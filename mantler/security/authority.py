@@ -103,23 +103,9 @@ def issue(folder: Path, name: str, hosts: Sequence[str], *, force: bool = False,
     authority_key, authority = _load_authority(folder, now)
     _refuse_to_overwrite(folder, name, force)
     key = ec.generate_private_key(ec.SECP256R1())
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    issuer_identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     ends = min(now + LIFE, authority.not_valid_after_utc)
-    certificate = (
-        _builder(_subject(name), authority.subject, key.public_key(), now, ends)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(authority=False), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(identifier, critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier), critical=False
-        )
-        .sign(authority_key, hashes.SHA256())
-    )
+    builder = _builder(_subject(name), authority.subject, key.public_key(), now, ends)
+    certificate = _for_both_sides(builder, names, key.public_key(), authority).sign(authority_key, hashes.SHA256())
     return _keep(folder, name, key, certificate)
 
 
@@ -171,6 +157,25 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(ends)
+    )
+
+
+def _for_both_sides(
+    builder: x509.CertificateBuilder,
+    names: Sequence[x509.GeneralName],
+    key: ec.EllipticCurvePublicKey,
+    authority: x509.Certificate,
+) -> x509.CertificateBuilder:
+    """``builder`` with what makes a certificate one of servers and of clients, called ``names``."""
+    issuer = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    sides = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(sides), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False)
     )
 
 
