@@ -16,12 +16,10 @@ class Admission:
 
     Args:
         limit: generations that may be open at once. One more is refused, not queued.
-        timeout_s: the deadline of each, from :meth:`admit` on.
     """
 
-    def __init__(self, limit: int, timeout_s: float) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._timeout_s = timeout_s
         self._open: set[asyncio.Timeout] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -33,11 +31,11 @@ class Admission:
         return len(self._open)
 
     @contextlib.asynccontextmanager
-    async def admit(self) -> AsyncIterator[None]:
-        """Holds one place while the body runs.
+    async def admit(self, timeout_s: float) -> AsyncIterator[None]:
+        """Holds one place while the body runs, for ``timeout_s`` at most.
 
         Raises RUNTIME_UNAVAILABLE without a place or when the body outlasts :meth:`drain`, and DEADLINE_EXCEEDED
-        when it outlasts its own deadline.
+        when it outlasts its time.
         """
         if self._closing:
             raise _shutting_down()
@@ -47,7 +45,7 @@ class Admission:
                 "The server has as many open requests as it takes.",
                 retry_after_s=RETRY_AFTER_S,
             )
-        scope = asyncio.timeout(self._timeout_s)
+        scope = asyncio.timeout(timeout_s)
         try:
             async with scope:
                 self._open.add(scope)

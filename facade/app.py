@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from aiohttp import web
@@ -17,6 +17,8 @@ from facade.admission import Admission
 from facade.connection import Runner
 from facade.edge.mesh import MeshServicer
 from facade.edge.server import EdgeServer, Served
+from facade.edge.services import edge_services
+from facade.edge.transcoding import routes
 from facade.edge.tunnels import Tunnels
 from facade.errors import translate_errors
 from facade.limits import Limiters
@@ -29,8 +31,9 @@ from facade.routes.openapi import get_docs, get_openapi
 from facade.routes.tokens import detokenize, tokenize
 from facade.services import SERVICES, Services
 from mantler.config import FacadeSettings, join_address, split_address
-from mantler.mesh.directory import Directory
-from mantler.routing.client import MeshClient, connected
+from mantler.mesh.directory import Change, Directory
+from mantler.mesh.machine import LoadReport
+from mantler.routing.client import connected
 from mantler.routing.registry import GATHER_S, Registry
 from mantler.routing.view import View
 from mantler.security.files import https_files
@@ -40,7 +43,6 @@ from mantler.security.transport import Security
 from mantler.telemetry import log_event
 from mantler.tenancy.store import KeyStore
 from mantler.tenancy.tokens import TokenStore
-from mantler.v1 import mesh_pb2, mesh_pb2_grpc
 
 CLOSE_TIMEOUT_S = 5.0
 """How long connections may take to close once their requests are done."""
@@ -51,19 +53,13 @@ _http_log = logging.getLogger("facade.http")
 _http_log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
 
 
-def create_app(settings: FacadeSettings, *, client: MeshClient, keys: KeyStore) -> web.Application:
-    """The REST API in front of the machines behind ``client``. The caller closes ``client`` and ``keys``."""
+def create_app(services: Services, served: Sequence[Served] = ()) -> web.Application:
+    """The REST API, and the services of the edge as JSON. The caller closes what ``services`` hold."""
     app = web.Application(
         middlewares=[frame_exchange, translate_errors],
-        client_max_size=settings.max_body_mb * 2**20,
+        client_max_size=services.settings.max_body_mb * 2**20,
     )
-    app[SERVICES] = Services(
-        settings=settings,
-        client=client,
-        keys=keys,
-        limiters=Limiters(),
-        admission=Admission(settings.max_connections, settings.request_timeout_s),
-    )
+    app[SERVICES] = services
     app.on_response_prepare.append(add_headers)
     app.router.add_get("/health", health)
     app.router.add_get("/openapi.json", get_openapi)
@@ -74,6 +70,9 @@ def create_app(settings: FacadeSettings, *, client: MeshClient, keys: KeyStore) 
     app.router.add_post("/v1/completions", completions)
     app.router.add_post("/v1/tokenize", tokenize)
     app.router.add_post("/v1/detokenize", detokenize)
+    for each in served:
+        if each.over_http:
+            app.router.add_routes(routes(each))
     return app
 
 
@@ -103,7 +102,6 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
         expected = any(token.revoked_unix_s is None for token in await tokens.list_tokens())
         registry = Registry(view, gather_s=GATHER_S if expected else 0)
         tunnels = await stack.enter_async_context(Tunnels())
-        edge = await stack.enter_async_context(EdgeServer([_mesh(MeshServicer(registry, tokens, tunnels, security))]))
         client = await stack.enter_async_context(
             connected(
                 settings.runtimes,
@@ -113,8 +111,19 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
                 others=[registry],
             )
         )
-        app = create_app(settings, client=client, keys=keys)
+        services = Services(settings, client, keys, Limiters(), Admission(settings.max_connections))
+        served = edge_services(services, MeshServicer(registry, tokens, tunnels, security))
+        edge = await stack.enter_async_context(EdgeServer(served))
+        stack.push_async_callback(registry.close)
+
+        def report(change: Change | None = None) -> None:
+            if not isinstance(change, LoadReport):
+                edge.report(bool(view.directory.models()))
+
         grpc_port = await edge.start(settings.grpc, security)
+        report()
+        stack.callback(view.directory.subscribe(report))
+        app = create_app(services, served)
         async with _http(app, settings, tls) as (host, port):
             yield Bound(host, port, grpc_port)
             await edge.refuse()
@@ -137,11 +146,6 @@ async def _http(
         await app[SERVICES].admission.drain(settings.drain_timeout_s)
     finally:
         await runner.cleanup()
-
-
-def _mesh(servicer: MeshServicer) -> Served:
-    descriptor = mesh_pb2.DESCRIPTOR.services_by_name["MeshService"]
-    return Served(descriptor, servicer, mesh_pb2_grpc.add_MeshServiceServicer_to_server)
 
 
 async def _ensure_bootstrap_key(settings: FacadeSettings, keys: KeyStore) -> None:

@@ -1,32 +1,29 @@
-"""From the ``Authorization`` header to the key's record, and what the key may use."""
+"""From what ``Authorization`` says to the key's record, and what the key may use."""
 
 from __future__ import annotations
 
 import time
 
-from aiohttp import web
-
-from facade.exchange import EXCHANGE
-from facade.services import SERVICES
+from facade.exchange import Exchange
 from mantler.errors import ErrorCode, MantlerError
 from mantler.tenancy.keys import is_well_formed
-from mantler.tenancy.store import KeyRecord
+from mantler.tenancy.store import KeyRecord, KeyStore
 
 
-async def authenticate(request: web.Request) -> KeyRecord:
-    """The record of the request's key.
+async def authenticate(keys: KeyStore, authorization: str | None, exchange: Exchange) -> KeyRecord:
+    """The record of the key in ``authorization``, the value of the header or metadata of this name.
 
     It is looked up on every request, so that revoking works on the next one. Raises INVALID_API_KEY, or
     STORE_UNAVAILABLE where the key cannot be checked.
     """
-    scheme, _, key = request.headers.get("Authorization", "").strip().partition(" ")
+    scheme, _, key = (authorization or "").strip().partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key:
         raise _refused("No API key was sent. Send one as 'Authorization: Bearer mk_live_…'.")
-    record = await request.app[SERVICES].keys.find(key) if is_well_formed(key) else None
+    record = await keys.find(key) if is_well_formed(key) else None
     if record is None:
         raise _refused("The API key is not valid.")
-    request[EXCHANGE].key_id = record.id
+    exchange.key_id = record.id
     if record.revoked_unix_s is not None:
         raise _refused("The API key was revoked.")
     if record.expires_unix_s is not None and record.expires_unix_s <= time.time():

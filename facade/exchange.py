@@ -1,4 +1,4 @@
-"""What is known of one HTTP request while it is served: it names the request, and ends as one line of the log."""
+"""What is known of one request while it is served: it names the request, and ends as one line of the log."""
 
 from __future__ import annotations
 
@@ -80,6 +80,10 @@ EXCHANGE = web.RequestKey("exchange", Exchange)
 
 def begin(request: web.BaseRequest) -> Exchange:
     """The exchange of a request that has just come in. Keeps the client's ``x-request-id`` if it is usable."""
-    given = request.headers.get("x-request-id", "")
+    return Exchange(request_id(request.headers.get("x-request-id", "")), request.method, request.path)
+
+
+def request_id(given: str) -> str:
+    """``given`` if it can name a request, a new name otherwise."""
     usable = 1 <= len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable()
-    return Exchange(request_id=given if usable else f"req_{uuid.uuid4().hex}", method=request.method, path=request.path)
+    return given if usable else f"req_{uuid.uuid4().hex}"

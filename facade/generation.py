@@ -11,22 +11,25 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from facade.answer import encode_json, json_answer
 from facade.auth import authenticate, require_model
 from facade.body import read_json_body
 from facade.cache_salt import cache_salt
-from facade.collected import CollectedChoice, UsageSum
+from facade.collected import CollectedChoice
+from facade.deadline import HEADER as DEADLINE
+from facade.deadline import timeout_s
 from facade.errors import error_object, public_error
 from facade.exchange import EXCHANGE, Exchange
 from facade.limits import Reservation, reserve
 from facade.merged import generate_all, prompt_text
-from facade.served import not_found
+from facade.served import explaining
 from facade.services import SERVICES
 from facade.spelling import respelled
 from facade.sse import DONE, EventStream
-from mantler.errors import ErrorCode, MantlerError
+from facade.tally import Tally
+from mantler.errors import MantlerError
 from mantler.messages import Delta, Event, FinishReason, GenerateRequest, Started, Usage
 from mantler.tenancy.store import KeyRecord
 
@@ -73,13 +76,9 @@ class Asked:
         """Of all prompts."""
         return len(self.requests) * self.requests[0].n
 
-    def begins_prompt(self, index: int) -> bool:
-        """Whether choice ``index`` is the first one of its prompt, whose tokens count once."""
-        return index % self.requests[0].n == 0
-
-    def usage_sum(self) -> UsageSum:
-        """Adds up what its choices cost."""
-        return UsageSum(self.requests[0].n, len(self.requests))
+    def tally(self, exchange: Exchange, reservation: Reservation) -> Tally:
+        """Counts what it uses."""
+        return Tally(exchange, reservation, n=self.requests[0].n, prompts=len(self.requests))
 
 
 Read = Callable[[bytes, Exchange], Asked]
@@ -90,11 +89,12 @@ async def answer_generation(request: web.Request, read: Read) -> web.StreamRespo
     """One answer, whole or as a stream of server-sent events."""
     services = request.app[SERVICES]
     exchange = request[EXCHANGE]
-    key = await authenticate(request)
+    key = await authenticate(services.keys, request.headers.get(hdrs.AUTHORIZATION), exchange)
+    limit_s = services.limit_s(timeout_s(request.headers.get(DEADLINE)))
     async with EventStream(request, services.settings.ping_interval_s) as stream:
         try:
-            async with services.admission.admit():
-                response = await _generate(request, key, stream, read)
+            async with services.admission.admit(limit_s):
+                response = await _generate(request, key, stream, read, limit_s)
             # The runtime is done, and so is the place: what is left is between the client and its connection.
             if stream.is_open:
                 await stream.finish(DONE)
@@ -111,7 +111,9 @@ async def answer_generation(request: web.Request, read: Read) -> web.StreamRespo
             return stream.response
 
 
-async def _generate(request: web.Request, key: KeyRecord, stream: EventStream, read: Read) -> web.StreamResponse:
+async def _generate(
+    request: web.Request, key: KeyRecord, stream: EventStream, read: Read, limit_s: float
+) -> web.StreamResponse:
     services = request.app[SERVICES]
     exchange = request[EXCHANGE]
     settings = services.settings
@@ -121,35 +123,30 @@ async def _generate(request: web.Request, key: KeyRecord, stream: EventStream, r
     model = wanted[0].model
     require_model(key, model)
     with reserve(services.limiters, key, exchange, wanted) as reservation:
+        tally = asked.tally(exchange, reservation)
         try:
-            echoes = [await prompt_text(services.client, each) for each in wanted] if asked.echo else ()
-            async with aclosing(generate_all(services.client, wanted, echoes, settings.request_timeout_s)) as events:
-                if asked.stream:
-                    return await _relay(events, asked, stream, exchange, reservation)
-                return await _collect(events, asked, exchange, reservation)
+            async with explaining(services.client, key, model):
+                echoes = [await prompt_text(services.client, each) for each in wanted] if asked.echo else ()
+                async with aclosing(generate_all(services.client, wanted, echoes, limit_s)) as events:
+                    if asked.stream:
+                        return await _relay(events, asked, stream, tally)
+                    return await _collect(events, asked, tally)
         except MantlerError as error:
-            if error.code is ErrorCode.MODEL_NOT_FOUND:
-                raise await not_found(services.client, key, model) from error
             raise respelled(error, asked.spelling) from error
 
 
-async def _relay(
-    events: AsyncIterator[Event], asked: Asked, stream: EventStream, exchange: Exchange, reservation: Reservation
-) -> web.StreamResponse:
+async def _relay(events: AsyncIterator[Event], asked: Asked, stream: EventStream, tally: Tally) -> web.StreamResponse:
     """Sends events on as they come. The first one decides: until it came, a failure is an HTTP status."""
     stream.watch_silence()
     reply = asked.reply
-    usage = asked.usage_sum()
     begun = False
     async for event in events:
+        tally.take(event)
         part = event.body
         if isinstance(part, Delta):
-            exchange.count_tokens(len(part.token_ids))
-            reservation.count()
             for data in reply.delta(event.index, part):
                 await stream.send(data)
         elif isinstance(part, Started):
-            _note_start(part, asked.begins_prompt(event.index), exchange, reservation)
             if begun:
                 continue
             begun = True
@@ -157,48 +154,26 @@ async def _relay(
             for data in reply.begin(part):
                 await stream.send(data)
         else:
-            usage.add(event.index, part)
             await stream.send(reply.finish(event.index, part.reason))
-    total = usage.total()
-    _note_usage(total, exchange)
-    for data in reply.end(total):
+    for data in reply.end(tally.total()):
         await stream.send(data)
     return stream.response
 
 
-async def _collect(
-    events: AsyncIterator[Event], asked: Asked, exchange: Exchange, reservation: Reservation
-) -> web.Response:
+async def _collect(events: AsyncIterator[Event], asked: Asked, tally: Tally) -> web.Response:
     """Puts events together to one answer."""
-    usage = asked.usage_sum()
     choices = [CollectedChoice() for _ in range(asked.choices)]
     first: Started | None = None
     async for event in events:
+        tally.take(event)
         part = event.body
         if isinstance(part, Delta):
-            exchange.count_tokens(len(part.token_ids))
-            reservation.count()
             choices[event.index].add(part)
         elif isinstance(part, Started):
-            _note_start(part, asked.begins_prompt(event.index), exchange, reservation)
             first = first or part
         else:
-            usage.add(event.index, part)
             choices[event.index].reason = part.reason
-    total = usage.total()
+    total = tally.total()
     if first is None:
         raise ValueError("the choices finished without a start")
-    _note_usage(total, exchange)
     return json_answer(asked.reply.whole(first, choices, total))
-
-
-def _note_start(started: Started, begins_prompt: bool, exchange: Exchange, reservation: Reservation) -> None:
-    reservation.settle()
-    if begins_prompt:
-        exchange.prompt_tokens = (exchange.prompt_tokens or 0) + started.prompt_tokens
-        reservation.count()
-
-
-def _note_usage(total: Usage, exchange: Exchange) -> None:
-    exchange.prompt_tokens = total.prompt_tokens
-    exchange.completion_tokens = total.completion_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import ModelInfo, ModelState
@@ -26,13 +26,9 @@ async def usable_models(client: MeshClient, key: KeyRecord) -> list[ModelInfo]:
 
 async def usable_model(client: MeshClient, key: KeyRecord, name: str) -> ModelInfo:
     """One of them. Raises MODEL_NOT_FOUND, and MACHINE_OFFLINE for a runtime that is silent."""
-    try:
+    async with explaining(client, key, name):
         with _silence_is_offline():
             model = await client.get_model(name)
-    except MantlerError as error:
-        if error.code is ErrorCode.MODEL_NOT_FOUND:
-            raise await not_found(client, key, name) from error
-        raise
     if model.state is not ModelState.READY:
         raise await not_found(client, key, name)
     return model
@@ -48,6 +44,17 @@ async def not_found(client: MeshClient, key: KeyRecord, name: str) -> MantlerErr
         named = f"This API key may use {', '.join(usable[:MAX_NAMED])}{rest}."
         message += f" {named if usable else 'No model that this API key may use is served now.'}"
     return MantlerError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
+
+
+@contextlib.asynccontextmanager
+async def explaining(client: MeshClient, key: KeyRecord, name: str) -> AsyncIterator[None]:
+    """Where the body finds no model of this name, the error says what ``key`` may use instead."""
+    try:
+        yield
+    except MantlerError as error:
+        if error.code is not ErrorCode.MODEL_NOT_FOUND:
+            raise
+        raise await not_found(client, key, name) from error
 
 
 @contextlib.contextmanager

@@ -23,5 +23,10 @@ class Services:
     limiters: Limiters
     admission: Admission
 
+    def limit_s(self, asked_s: float | None) -> float:
+        """How long a request may take whose client gives it ``asked_s``."""
+        longest_s = self.settings.request_timeout_s
+        return longest_s if asked_s is None else min(asked_s, longest_s)
+
 
 SERVICES = web.AppKey("services", Services)

@@ -65,12 +65,21 @@ class EventStream:
         await self.response.write(b"data: %b\n\n" % data)
         self._last_write_s = self._now()
 
-    async def finish(self, last: bytes) -> None:
-        """The last event and the end of the body. Cuts the connection to a reader that takes nothing any more."""
+    async def finish(self, last: bytes = b"", *, name: bytes = b"") -> None:
+        """The last event, unless it is empty, and the end of the body.
+
+        Cuts the connection to a reader that takes nothing any more.
+
+        Args:
+            name: makes it an event of that type.
+        """
         await self._stop_pings()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.send(last)
+                if name:
+                    await self.response.write(b"event: %b\n" % name)
+                if last:
+                    await self.send(last)
                 # Clients close at the last event, sooner than the end of the body comes.
                 self._request[EXCHANGE].whole_status = self.response.status
                 await self.response.write_eof()

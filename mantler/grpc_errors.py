@@ -91,10 +91,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
     A status without our details comes from gRPC itself or from a stranger: its text is not passed on.
     """
     metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
-    details = dict(metadata).get(DETAILS_KEY)
+    return from_trailers(error.code(), metadata)
+
+
+def from_trailers(status: grpc.StatusCode, trailers: Iterable[tuple[str, str | bytes]]) -> MantlerError:
+    """The same of a status and its trailing metadata."""
+    details = dict(trailers).get(DETAILS_KEY)
     if isinstance(details, bytes) and (known := _from_details(details)) is not None:
         return known
-    code, message = _FALLBACK.get(error.code(), (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
+    code, message = _FALLBACK.get(status, (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
     retry_after_s = 1.0 if TABLE[code].retryable and code is not ErrorCode.DEADLINE_EXCEEDED else None
     return MantlerError(code, message, retry_after_s=retry_after_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,23 +16,31 @@ from grpc_health.v1.health import aio as health_aio
 from mantler.client import SERVER_OPTIONS
 from mantler.reflection import enable_reflection
 from mantler.security.transport import Security
+from mantler.v1 import generation_pb2
 
 MAX_STREAMS = 4096
 """RPCs that one connection may have open."""
 CLOSE_S = 1.0
 """Time for the last calls to end after their work has."""
 
+GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A service and who answers it. Authentication is the servicer's."""
+    """A service and who answers it. Authentication is the servicer's.
+
+    Where ``over_http`` is set, its methods are there as JSON as well (:mod:`facade.edge.transcoding`), and the servicer
+    has a coroutine ``authenticate(context)``, which raises for a caller who may not call it.
+    """
 
     descriptor: ServiceDescriptor
     servicer: Any
     add: Callable[[Any, grpc.aio.Server], None]
     """The generated ``add_…Servicer_to_server``."""
+    over_http: bool = True
 
 
 class EdgeServer:
@@ -39,6 +48,7 @@ class EdgeServer:
 
     def __init__(self, services: Sequence[Served]) -> None:
         self._services = services
+        self._reports: set[asyncio.Task[None]] = set()
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
             # Without it a second server on the same port would share its connections silently.
@@ -59,6 +69,13 @@ class EdgeServer:
         await self.refuse()
         await self._server.stop(CLOSE_S)
 
+    def report(self, generating: bool) -> None:
+        """Says to those who watch the health whether some machine generates."""
+        status = _SERVING if generating else health_pb2.HealthCheckResponse.NOT_SERVING
+        task = asyncio.create_task(self._health.set(GENERATION, status))
+        self._reports.add(task)
+        task.add_done_callback(self._reports.discard)
+
     async def refuse(self) -> None:
         """Says to those who watch the health that nothing more is served."""
         await self._health.enter_graceful_shutdown()
@@ -69,7 +86,7 @@ class EdgeServer:
             port = security.listen(self._server, address, guarded=True)
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen at {address}") from error
-        for name in ("", *(served.descriptor.full_name for served in self._services)):
+        for name in {"", *(served.descriptor.full_name for served in self._services)} - {GENERATION}:
             await self._health.set(name, _SERVING)
         await self._server.start()
         return port

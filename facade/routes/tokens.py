@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from facade.answer import json_answer
 from facade.auth import authenticate, require_model
 from facade.body import read_json_body
+from facade.deadline import HEADER as DEADLINE
+from facade.deadline import timeout_s
 from facade.exchange import EXCHANGE
 from facade.limits import reserve
 from facade.prompts import read_token_ids
-from facade.served import not_found
+from facade.served import explaining
 from facade.services import SERVICES
 from facade.spelling import spelled_as
 from facade.token_bodies import (
@@ -23,7 +25,6 @@ from facade.token_bodies import (
     parse_tokenize_body,
     prompt_to_count,
 )
-from mantler.errors import ErrorCode, MantlerError
 from mantler.routing.client import MeshClient
 
 _Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
@@ -48,29 +49,26 @@ async def _answer(
     services = request.app[SERVICES]
     settings = services.settings
     exchange = request[EXCHANGE]
-    key = await authenticate(request)
-    async with services.admission.admit():
+    key = await authenticate(services.keys, request.headers.get(hdrs.AUTHORIZATION), exchange)
+    limit_s = services.limit_s(timeout_s(request.headers.get(DEADLINE)))
+    async with services.admission.admit(limit_s):
         body = parse(await read_json_body(request, settings.max_body_mb * 2**20))
         exchange.model = body.model
         require_model(key, body.model)
         with reserve(services.limiters, key, exchange) as reservation:
-            try:
-                answer = await ask(services.client, body, settings.request_timeout_s)
-            except MantlerError as error:
-                if error.code is ErrorCode.MODEL_NOT_FOUND:
-                    raise await not_found(services.client, key, body.model) from error
-                raise
+            async with explaining(services.client, key, body.model):
+                answer = await ask(services.client, body, limit_s)
             reservation.settle()
     return json_answer(answer)
 
 
-async def _tokenize(client: MeshClient, body: TokenizeBody, timeout_s: float) -> dict[str, Any]:
+async def _tokenize(client: MeshClient, body: TokenizeBody, limit_s: float) -> dict[str, Any]:
     prompt = prompt_to_count(body)
     with spelled_as("messages", "messages" if body.prompt is None else "prompt"):
-        counted = await client.count_tokens(body.model, prompt, include_token_ids=True, timeout_s=timeout_s)
+        counted = await client.count_tokens(body.model, prompt, include_token_ids=True, timeout_s=limit_s)
     return {"count": counted.tokens, "max_model_len": counted.context_length, "tokens": counted.token_ids}
 
 
-async def _detokenize(client: MeshClient, body: DetokenizeBody, timeout_s: float) -> dict[str, Any]:
+async def _detokenize(client: MeshClient, body: DetokenizeBody, limit_s: float) -> dict[str, Any]:
     tokens = read_token_ids("tokens", body.tokens)
-    return {"prompt": await client.detokenize(body.model, tokens, timeout_s=timeout_s)}
+    return {"prompt": await client.detokenize(body.model, tokens, timeout_s=limit_s)}

@@ -18,7 +18,12 @@ from tests.facade.described import check, check_answer, check_event
 from tests.fake_runtime import failing
 
 CHAT = ("/v1/chat/completions", "post")
-NEVER_OF_CHAT = {ErrorCode.ROUTE_NOT_FOUND, ErrorCode.METHOD_NOT_ALLOWED, ErrorCode.CANCELLED}
+NEVER_OF_CHAT = {
+    ErrorCode.ROUTE_NOT_FOUND,
+    ErrorCode.METHOD_NOT_ALLOWED,
+    ErrorCode.CANCELLED,
+    ErrorCode.MACHINE_EXISTS,
+}
 
 
 async def test_it_is_valid_and_needs_no_key(facade: Facade) -> None:

@@ -275,8 +275,9 @@ async def test_golden_conversations_are_the_same(smollm2_template: StoredTemplat
         await renderer.close()
 
 
+EXACT = 2**53 - 1  # numbers travel as doubles
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers(-EXACT, EXACT) | st.floats(-EXACT, EXACT) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
