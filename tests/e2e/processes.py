@@ -35,14 +35,17 @@ class Process:
         arguments: after ``mantler``.
         home: its ``MANTLER_HOME``.
         env: further variables.
+        within: a command that runs it, such as one that enters a network namespace.
     """
 
-    def __init__(self, arguments: list[str], home: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], home: Path, env: dict[str, str] | None = None, within: tuple[str, ...] = ()
+    ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MANTLER_")}
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.output: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mantler", *arguments],
+            [*within, sys.executable, "-m", "mantler", *arguments],
             env={
                 **clean,
                 "MANTLER_HOME": str(home),
@@ -108,9 +111,11 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], home: Path, env: dict[str, str] | None = None) -> Iterator[Process]:
+def running(
+    arguments: list[str], home: Path, env: dict[str, str] | None = None, within: tuple[str, ...] = ()
+) -> Iterator[Process]:
     """A process that is stopped at the end, and must end with 0."""
-    process = Process(arguments, home, env)
+    process = Process(arguments, home, env, within)
     try:
         yield process
     except BaseException:
