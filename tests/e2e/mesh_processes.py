@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import ge
 from pathlib import Path
 
 import aiohttp
@@ -49,6 +50,12 @@ class FacadeProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http_port}"
 
+    @property
+    def text(self) -> str:
+        """What it has printed since it was started."""
+        assert self.process is not None
+        return self.process.text
+
     def start(self) -> None:
         addresses = ["--http", f"127.0.0.1:{self.http_port}", "--grpc", self.grpc, "--runtime", "127.0.0.1:1"]
         self.process = Process(["facade", *addresses, *self.extra], self.home, {"MANTLER_BOOTSTRAP_KEY": KEY})
@@ -70,13 +77,15 @@ class RuntimeProcess:
     extra: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
     address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
+    joins: str = ""
+    """Where the facade is, as seen from ``within``."""
     process: Process | None = None
 
     def start(self) -> None:
         arguments = ["runtime", "--runtime", self.address, "--machine-id", self.name, "--threads", "1"]
         arguments += ["--kv-memory-mb", "200", *self.extra]
         for facade in self.facades:
-            arguments += ["--mesh", facade.grpc]
+            arguments += ["--mesh", self.joins or facade.grpc]
         self.process = Process(arguments, self.home, {"MANTLER_MACHINE_TOKEN": self.token}, self.within)
         for _ in self.facades:
             self.process.wait_for("in the mesh of ")
@@ -113,13 +122,14 @@ class Traffic:
         self._url = f"{facade.url}/v1/chat/completions"
         self._stopped = False
         self._changed = asyncio.Condition()
-        self._tasks = [asyncio.create_task(self._ask(first)) for first in range(streams)]
+        self._ended = [0] * streams
+        self._tasks = [asyncio.create_task(self._ask(client)) for client in range(streams)]
 
     async def flows(self) -> None:
-        """Waits until as many streams as there are clients have ended from now on."""
-        ended = len(self.heard) + len(self._tasks)
+        """Waits until each client has heard to its end a stream that began from now on."""
+        wanted = [count + 2 for count in self._ended]
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self.heard) >= ended)
+            await self._changed.wait_for(lambda: all(map(ge, self._ended, wanted)))
 
     async def stop(self) -> list[Heard]:
         """Everything that was heard. What runs is heard to its end."""
@@ -127,8 +137,8 @@ class Traffic:
         await asyncio.gather(*self._tasks)
         return self.heard
 
-    async def _ask(self, first: int) -> None:
-        for number in itertools.count(first):
+    async def _ask(self, client: int) -> None:
+        for number in itertools.count(client):
             if self._stopped:
                 return
             heard = await listen(
@@ -136,6 +146,7 @@ class Traffic:
             )
             async with self._changed:
                 self.heard.append(heard)
+                self._ended[client] += heard.error is None
                 self._changed.notify_all()
             if heard.error is not None:
                 await asyncio.sleep(0.1)
