@@ -286,8 +286,11 @@ class MeshClient:
     def _take(self, change: Change) -> None:
         if isinstance(change, MachineChange):
             if change.after is None:
+                _log.warning("machine %s is offline", change.machine_id)
                 self._attempts.give_up(change.machine_id)
             else:
+                if change.before is None:
+                    _log.info("machine %s is online", change.machine_id)
                 self._attempts.keep(change.machine_id)
             self._changed.set()
 

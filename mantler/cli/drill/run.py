@@ -13,7 +13,7 @@ import aiohttp
 from mantler.cli.drill.machines import Mesh
 from mantler.cli.drill.schedule import Fault, Harm, schedule
 from mantler.cli.drill.traffic import REQUESTS, body, keep_asking, listen
-from mantler.cli.drill.verdict import Verdict, verdict
+from mantler.cli.drill.verdict import Suffered, Verdict, verdict
 from mantler.cli.errors import CliError
 from mantler.cli.options import GRPC_FIELDS, as_arguments
 from mantler.config import FacadeSettings, GrpcSettings
@@ -38,7 +38,7 @@ class Drill:
     seconds: float = 30.0
     every_s: float = 5.0
     """A fault comes each time."""
-    harms: Sequence[Harm] = (Harm.KILL, Harm.FREEZE)
+    harms: Sequence[Harm] = tuple(Harm)
     max_tokens: int = 60
     seed: int = 1
 
@@ -101,10 +101,10 @@ async def _break(
             )
             for i in range(drill.streams)
         ]
-        for fault in faults:
-            group.create_task(_harm(mesh, fault, began_s, tell))
+        harmed = [group.create_task(_harm(mesh, fault, began_s, tell)) for fault in faults]
     streams = [heard for client in clients for heard in client.result()]
-    return verdict(streams, expected, resumed=mesh.resumed, faults=len(faults))
+    suffered = [task.result() for task in harmed]
+    return verdict(streams, expected, resumed=mesh.resumed, faults=suffered, changes=mesh.changes)
 
 
 async def _references(drill: Drill, http: aiohttp.ClientSession, url: str) -> Mapping[int, Sequence[str]]:
@@ -123,7 +123,10 @@ async def _references(drill: Drill, http: aiohttp.ClientSession, url: str) -> Ma
     return expected
 
 
-async def _harm(mesh: Mesh, fault: Fault, began_s: float, tell: Callable[[str], None]) -> None:
+async def _harm(mesh: Mesh, fault: Fault, began_s: float, tell: Callable[[str], None]) -> Suffered:
     await asyncio.sleep(began_s + fault.at_s - time.monotonic())
-    tell(f"{fault.at_s:6.1f} s: {fault.harm.value} machine {fault.machine} for {fault.lasts_s:g} s")
-    await mesh.machines[fault.machine].suffer(fault)
+    tell(f"{fault.at_s:6.1f} s: {fault.harm.value} machine-{fault.machine}")
+    machine = mesh.machines[fault.machine]
+    harmed_s = time.monotonic()
+    await machine.suffer(fault)
+    return Suffered(machine.name, harmed_s, time.monotonic())

@@ -15,6 +15,10 @@ class Harm(Enum):
     """SIGKILL; it is started again."""
     FREEZE = "freeze"
     """SIGSTOP; it goes on later, knowing nothing."""
+    PARTITION = "partition"
+    """Nothing comes through to it and nothing back, and no connection ends."""
+    RESTART = "restart"
+    """SIGTERM, and a new start once it has ended."""
 
 
 @dataclass(frozen=True, slots=True)

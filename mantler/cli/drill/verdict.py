@@ -24,6 +24,34 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """The facade has noticed that a machine went or came."""
+
+    at_s: float
+    machine: str
+    online: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suffered:
+    """One fault, as it happened."""
+
+    machine: str
+    began_s: float
+    mended_s: float
+    """When the machine served again, as far as it knew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long something took, over all faults that it followed. Seconds."""
+
+    count: int
+    p50_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The sums over all streams."""
 
@@ -39,6 +67,10 @@ class Verdict:
     silence_p50_s: float
     """The longest silence of a stream, over those that went on elsewhere: until the fault was noticed and mended."""
     silence_max_s: float
+    detection: Times
+    """From a fault until the facade knew."""
+    recovery: Times
+    """From its end until the facade used the machine again."""
     errors: Mapping[str, int]
 
     @property
@@ -47,8 +79,15 @@ class Verdict:
         return not (self.broken or self.lost_tokens or self.repeated_tokens) and self.finished > 0
 
 
-def verdict(streams: Sequence[Heard], expected: Mapping[int, Sequence[str]], *, resumed: int, faults: int) -> Verdict:
-    """Compares ``streams`` with the undisturbed answers to their requests."""
+def verdict(
+    streams: Sequence[Heard],
+    expected: Mapping[int, Sequence[str]],
+    *,
+    resumed: int,
+    faults: Sequence[Suffered],
+    changes: Sequence[Change] = (),
+) -> Verdict:
+    """Compares ``streams`` with the undisturbed answers to their requests, and ``changes`` with ``faults``."""
     lost = repeated = 0
     errors: dict[str, int] = {}
     for stream in streams:
@@ -68,11 +107,27 @@ def verdict(streams: Sequence[Heard], expected: Mapping[int, Sequence[str]], *, 
         tokens=sum(len(stream.tokens) for stream in streams),
         lost_tokens=lost,
         repeated_tokens=repeated,
-        faults=faults,
+        faults=len(faults),
         silence_p50_s=silences[len(silences) // 2] if resumed and silences else 0.0,
         silence_max_s=silences[-1] if resumed and silences else 0.0,
+        detection=_times([_wait_s(changes, fault.machine, fault.began_s, online=False) for fault in faults]),
+        recovery=_times([_wait_s(changes, fault.machine, fault.mended_s, online=True) for fault in faults]),
         errors=errors,
     )
+
+
+def _wait_s(changes: Sequence[Change], machine: str, since_s: float, *, online: bool) -> float | None:
+    """Until the machine was seen to be so: none where it was so already, ``None`` where that never came."""
+    seen = [change for change in changes if change.machine == machine]
+    before = [change.online for change in seen if change.at_s <= since_s]
+    if before and before[-1] == online:
+        return 0.0
+    return next((change.at_s - since_s for change in seen if change.at_s > since_s and change.online == online), None)
+
+
+def _times(waits: Sequence[float | None]) -> Times:
+    known = sorted(wait for wait in waits if wait is not None)
+    return Times(len(known), known[len(known) // 2], known[-1]) if known else Times(0, 0.0, 0.0)
 
 
 def _difference(expected: list[str], heard: list[str]) -> tuple[int, int]:

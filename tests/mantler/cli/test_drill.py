@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mantler.cli.drill.cable import Cable
 from mantler.cli.drill.schedule import Harm, schedule
-from mantler.cli.drill.verdict import Heard, verdict
+from mantler.cli.drill.verdict import Change, Heard, Suffered, Times, verdict
 
 EXPECTED = {0: ["a", "b", "c", "a"], 1: []}
 
@@ -44,7 +47,7 @@ def test_one_machine_is_too_few() -> None:
     ],
 )
 def test_tokens_are_held_against_the_undisturbed_answer(tokens: list[str], lost: int, repeated: int) -> None:
-    found = verdict([Heard(0, tokens, done=True)], EXPECTED, resumed=0, faults=1)
+    found = verdict([Heard(0, tokens, done=True)], EXPECTED, resumed=0, faults=[])
     assert (found.lost_tokens, found.repeated_tokens) == (lost, repeated)
     assert found.good == (lost + repeated == 0)
 
@@ -55,9 +58,48 @@ def test_refused_streams_are_not_broken_ones() -> None:
         Heard(0, ["a"], error="machine_offline"),
         Heard(1, refused=True, error="queue_full"),
     ]
-    found = verdict(streams, EXPECTED, resumed=1, faults=2)
+    found = verdict(streams, EXPECTED, resumed=1, faults=[])
     assert (found.started, found.finished, found.broken, found.refused) == (3, 1, 1, 1)
     assert found.errors == {"machine_offline": 1, "queue_full": 1}
     assert (found.silence_p50_s, found.silence_max_s) == (2.0, 2.0)
     assert not found.good
-    assert not verdict([], EXPECTED, resumed=0, faults=0).good
+    assert not verdict([], EXPECTED, resumed=0, faults=[]).good
+
+
+def test_how_long_it_took_to_notice() -> None:
+    faults = [Suffered("a", 10.0, 14.0), Suffered("b", 20.0, 24.0), Suffered("a", 30.0, 31.0)]
+    changes = [
+        Change(1.0, "a", online=True),
+        Change(12.0, "a", online=False),
+        Change(13.5, "a", online=True),
+        Change(20.5, "b", online=False),
+        Change(24.25, "b", online=True),
+        # The last fault was over before anybody noticed.
+    ]
+    found = verdict([], EXPECTED, resumed=0, faults=faults, changes=changes)
+    assert found.detection == Times(2, 2.0, 2.0)
+    assert found.recovery == Times(3, 0.0, 0.25)
+
+
+async def test_a_cable_that_is_cut_says_nothing() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with Cable(f"{host}:{port}") as cable:
+            reader, writer = await asyncio.open_connection(*cable.address.split(":"))
+            writer.write(b"one")
+            assert await reader.read(100) == b"one"
+            cable.cut()
+            writer.write(b"two")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await reader.read(100)
+            cable.mend()
+            assert await reader.read(100) == b"two"
+            writer.write_eof()
+            assert await reader.read(100) == b""
+            writer.close()
