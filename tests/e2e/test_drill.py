@@ -1,4 +1,4 @@
-"""``mantler drill`` in a short form: runtimes are killed, frozen, cut off and restarted; clients see no more than a pause."""
+"""``mantler drill`` in a short form: runtimes are killed, frozen, cut off and restarted, and clients see pauses only."""
 
 import json
 import os
