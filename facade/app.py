@@ -41,6 +41,7 @@ from mantler.security.https import server_context
 from mantler.security.loopback import is_loopback
 from mantler.security.transport import Security
 from mantler.telemetry import log_event
+from mantler.tenancy.database import Database
 from mantler.tenancy.store import KeyStore
 from mantler.tenancy.tokens import TokenStore
 
@@ -96,9 +97,10 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
     _warn_of_plaintext(settings, encrypts_grpc=security.encrypts, encrypts_http=tls is not None)
     view = View(Directory())
     async with contextlib.AsyncExitStack() as stack:
-        keys = await stack.enter_async_context(await KeyStore.open(settings.database_url))
+        database = await Database.open(settings.database_url)
+        stack.push_async_callback(database.close)
+        keys, tokens = KeyStore(database), TokenStore(database)
         await _ensure_bootstrap_key(settings, keys)
-        tokens = await stack.enter_async_context(await TokenStore.open(settings.database_url))
         expected = any(token.revoked_unix_s is None for token in await tokens.list_tokens())
         registry = Registry(view, gather_s=GATHER_S if expected else 0)
         tunnels = await stack.enter_async_context(Tunnels())

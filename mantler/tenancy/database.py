@@ -116,8 +116,11 @@ def _add_columns(connection: Connection, table: Table) -> None:
 
 def _make_private_file(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its side files the permissions of the database.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # SQLite gives its side files the permissions of the database. A file that exists is never opened here: closing it
+    # would end the locks of all of this process's connections (https://sqlite.org/howtocorrupt.html, section 2.2), and
+    # the next process to leave would take the write-ahead log with it.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     path.chmod(0o600)
 
 

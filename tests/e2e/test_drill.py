@@ -1,4 +1,4 @@
-"""``mantler drill`` in a short form: runtimes are killed, frozen, cut off and restarted, and clients see pauses only."""
+"""``mantler drill`` in a short form: runtimes are killed, frozen, cut off and restarted; clients see pauses at most."""
 
 import json
 import os

@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import sqlite3
 import stat
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,29 @@ def test_processes_that_start_at_once(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "k.db") as database:
         assert database.execute("SELECT count(*) FROM api_keys").fetchone() == (1,)
     database.close()
+
+
+def _make_a_key(url: str, pipe: Connection) -> None:
+    async def made() -> str:
+        async with await KeyStore.open(url) as keys:
+            return (await keys.create("elsewhere"))[0]
+
+    pipe.send(asyncio.run(made()))
+
+
+async def test_keys_made_elsewhere_are_seen_whoever_else_has_the_file_open(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    url = url_of(tmp_path / "k.db")
+    async with await KeyStore.open(url) as keys, await KeyStore.open(url) as second:
+        assert await keys.list_keys() == await second.list_keys() == []
+        for count in (1, 2):
+            here, there = context.Pipe()
+            process = context.Process(target=_make_a_key, args=(url, there))
+            process.start()
+            made = await asyncio.to_thread(here.recv)
+            await asyncio.to_thread(process.join)
+            assert await keys.find(made) is not None
+            assert len(await second.list_keys()) == count
 
 
 EARLIER = """
