@@ -113,7 +113,7 @@ async def test_the_drain_is_bounded(tmp_path: Path, changes: dict[str, Any], cal
         facade = contextlib.AsyncExitStack()
         bound = await facade.enter_async_context(running(settings))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{bound.grpc_port}"))
-        edge = Edge(f"http://{bound.host}:{bound.port}", http, channel, runtime, settings)
+        edge = Edge(f"http://{bound.host}:{bound.port}", "", http, channel, runtime, settings)
         asking = asyncio.create_task(call(edge))
         await gate.reached.wait()
         await asyncio.wait_for(facade.aclose(), 10)
