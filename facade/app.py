@@ -30,7 +30,8 @@ from facade.routes.health import health
 from facade.routes.models import get_model, list_models
 from facade.routes.openapi import get_docs, get_openapi
 from facade.routes.tokens import detokenize, tokenize
-from facade.services import SERVICES, Services
+from facade.services import Services
+from facade.web_state import SERVICES
 from mantler.config import FacadeSettings, join_address, split_address
 from mantler.mesh.directory import Change, Directory
 from mantler.mesh.machine import LoadReport

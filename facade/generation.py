@@ -15,11 +15,11 @@ from facade.collected import CollectedChoice
 from facade.deadline import HEADER as DEADLINE
 from facade.deadline import timeout_s
 from facade.errors import error_object, public_error
-from facade.exchange import EXCHANGE, Exchange
-from facade.services import SERVICES
+from facade.exchange import Exchange
 from facade.spelling import respelled
 from facade.sse import DONE, EventStream
 from facade.tally import Tally
+from facade.web_state import EXCHANGE, SERVICES
 from mantler.errors import MantlerError
 from mantler.messages import Delta, Event, FinishReason, GenerateRequest, Started, Usage
 

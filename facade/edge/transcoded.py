@@ -10,8 +10,9 @@ from aiohttp import web
 from google.protobuf.message import Message
 
 from facade.edge.json_message import as_json
-from facade.exchange import EXCHANGE, Exchange
+from facade.exchange import Exchange
 from facade.sse import EventStream
+from facade.web_state import EXCHANGE
 from mantler.grpc_errors import from_trailers
 
 

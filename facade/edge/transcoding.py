@@ -23,9 +23,8 @@ from facade.edge.json_message import MAX_BYTES, MessageReader, as_json
 from facade.edge.server import Served
 from facade.edge.transcoded import TranscodedCall
 from facade.errors import error_object, public_error
-from facade.exchange import EXCHANGE
-from facade.services import SERVICES
 from facade.sse import EventStream
+from facade.web_state import EXCHANGE, SERVICES
 
 
 def routes(served: Served, reader: MessageReader) -> Iterator[web.RouteDef]:

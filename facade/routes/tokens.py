@@ -12,9 +12,7 @@ from facade.body import read_json_body
 from facade.caller import admitted
 from facade.deadline import HEADER as DEADLINE
 from facade.deadline import timeout_s
-from facade.exchange import EXCHANGE
 from facade.prompts import read_token_ids
-from facade.services import SERVICES
 from facade.spelling import spelled_as
 from facade.token_bodies import (
     DetokenizeBody,
@@ -23,6 +21,7 @@ from facade.token_bodies import (
     parse_tokenize_body,
     prompt_to_count,
 )
+from facade.web_state import EXCHANGE, SERVICES
 from mantler.routing.client import MeshClient
 
 _Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
