@@ -9,8 +9,8 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import _RequestHandler
 
 from facade.errors import error_response, from_http
-from facade.exchange import EXCHANGE, begin
 from facade.middleware import SERVER
+from facade.web_state import EXCHANGE, begin
 from mantler.errors import ErrorCode, MantlerError, internal
 
 MAX_LINE_BYTES = 8190

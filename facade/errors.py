@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 
 from facade.addresses import explain_nothing
 from facade.answer import json_answer
-from facade.exchange import EXCHANGE
+from facade.web_state import EXCHANGE
 from mantler.errors import ErrorCode, MantlerError, internal
 
 _log = logging.getLogger("facade")

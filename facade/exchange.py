@@ -8,8 +8,6 @@ import uuid
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from aiohttp import web
-
 from mantler.errors import ErrorCode
 from mantler.messages import MAX_REQUEST_ID_CHARS
 from mantler.telemetry import log_event
@@ -73,14 +71,6 @@ class Exchange:
             duration_s=time.monotonic() - self.started_s,
             first_token_s=self.first_token_s,
         )
-
-
-EXCHANGE = web.RequestKey("exchange", Exchange)
-
-
-def begin(request: web.BaseRequest) -> Exchange:
-    """The exchange of a request that has just come in. Keeps the client's ``x-request-id`` if it is usable."""
-    return Exchange(request_id(request.headers.get("x-request-id", "")), request.method, request.path)
 
 
 def request_id(given: str) -> str:

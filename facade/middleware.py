@@ -7,8 +7,8 @@ import re
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from facade.exchange import CLIENT_GONE, EXCHANGE, begin
-from facade.services import SERVICES
+from facade.exchange import CLIENT_GONE
+from facade.web_state import EXCHANGE, SERVICES, begin
 
 SERVER = "mantler"
 """What the answers' header ``Server`` says."""

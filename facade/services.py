@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from facade.admission import Admission
 from facade.limits import Limiters
 from mantler.config import FacadeSettings
@@ -27,6 +25,3 @@ class Services:
         """How long a request may take whose client gives it ``asked_s``."""
         longest_s = self.settings.request_timeout_s
         return longest_s if asked_s is None else min(asked_s, longest_s)
-
-
-SERVICES = web.AppKey("services", Services)

@@ -9,7 +9,7 @@ from typing import Self
 
 from aiohttp import web
 
-from facade.exchange import EXCHANGE
+from facade.web_state import EXCHANGE
 
 DONE = b"[DONE]"
 """What OpenAI's streams end with when all went well."""

@@ -6,10 +6,9 @@ from aiohttp import hdrs, web
 
 from facade.answer import json_answer
 from facade.auth import authenticate, require_model
-from facade.exchange import EXCHANGE
 from facade.render import model_object
 from facade.served import usable_model, usable_models
-from facade.services import SERVICES
+from facade.web_state import EXCHANGE, SERVICES
 
 
 async def list_models(request: web.Request) -> web.Response:

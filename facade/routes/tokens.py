@@ -8,15 +8,11 @@ from typing import Any, TypeVar
 from aiohttp import hdrs, web
 
 from facade.answer import json_answer
-from facade.auth import authenticate, require_model
 from facade.body import read_json_body
+from facade.caller import admitted
 from facade.deadline import HEADER as DEADLINE
 from facade.deadline import timeout_s
-from facade.exchange import EXCHANGE
-from facade.limits import reserve
 from facade.prompts import read_token_ids
-from facade.served import explaining
-from facade.services import SERVICES
 from facade.spelling import spelled_as
 from facade.token_bodies import (
     DetokenizeBody,
@@ -25,6 +21,7 @@ from facade.token_bodies import (
     parse_tokenize_body,
     prompt_to_count,
 )
+from facade.web_state import EXCHANGE, SERVICES
 from mantler.routing.client import MeshClient
 
 _Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
@@ -47,17 +44,11 @@ async def _answer(
 ) -> web.Response:
     """Goes the way of a generation: key, a place, body, model access, rate limit, runtime."""
     services = request.app[SERVICES]
-    settings = services.settings
-    exchange = request[EXCHANGE]
-    key = await authenticate(services.keys, request.headers.get(hdrs.AUTHORIZATION), exchange)
-    limit_s = services.limit_s(timeout_s(request.headers.get(DEADLINE)))
-    async with services.admission.admit(limit_s):
-        body = parse(await read_json_body(request, settings.max_body_mb * 2**20))
-        exchange.model = body.model
-        require_model(key, body.model)
-        with reserve(services.limiters, key, exchange) as reservation:
-            async with explaining(services.client, key, body.model):
-                answer = await ask(services.client, body, limit_s)
+    asked_s = timeout_s(request.headers.get(DEADLINE))
+    async with admitted(services, request[EXCHANGE], request.headers.get(hdrs.AUTHORIZATION), asked_s) as caller:
+        body = parse(await read_json_body(request, services.settings.max_body_mb * 2**20))
+        async with caller.using(body.model) as reservation:
+            answer = await ask(services.client, body, caller.remaining_s)
             reservation.settle()
     return json_answer(answer)
 
