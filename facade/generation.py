@@ -126,8 +126,11 @@ async def _generate(
         tally = asked.tally(exchange, reservation)
         try:
             async with explaining(services.client, key, model):
-                echoes = [await prompt_text(services.client, each) for each in wanted] if asked.echo else ()
-                async with aclosing(generate_all(services.client, wanted, echoes, limit_s)) as events:
+                echoes = (
+                    [await prompt_text(services.client, each, key.machines) for each in wanted] if asked.echo else ()
+                )
+                answer = generate_all(services.client, wanted, echoes, limit_s, key.machines)
+                async with aclosing(answer) as events:
                     if asked.stream:
                         return await _relay(events, asked, stream, tally)
                     return await _collect(events, asked, tally)

@@ -45,7 +45,8 @@ class EdgeGenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 wanted = _wanted(request, key, exchange)
                 async with self._reserved(key, exchange, wanted.model, [wanted]) as reservation:
                     tally = Tally(exchange, reservation, n=wanted.n)
-                    async with aclosing(self._services.client.generate(wanted, limit_s)) as events:
+                    answer = self._services.client.generate(wanted, limit_s, allowed=key.machines)
+                    async with aclosing(answer) as events:
                         async for event in events:
                             tally.take(event)
                             await context.write(wire.event_to_proto(event))
@@ -63,7 +64,11 @@ class EdgeGenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 prompt = wire.count_request_from_proto(request)
                 async with self._reserved(key, exchange, request.model) as reservation:
                     counted = await self._services.client.count_tokens(
-                        request.model, prompt, include_token_ids=request.include_token_ids, timeout_s=limit_s
+                        request.model,
+                        prompt,
+                        include_token_ids=request.include_token_ids,
+                        timeout_s=limit_s,
+                        allowed=key.machines,
                     )
                     reservation.settle()
             response.tokens, response.context_length = counted.tokens, counted.context_length
@@ -83,7 +88,9 @@ class EdgeGenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 self._reserved(key, exchange, request.model) as reservation,
             ):
                 tokens = TokenPrompt(tuple(request.token_ids))
-                response.text = await self._services.client.detokenize(request.model, tokens, timeout_s=limit_s)
+                response.text = await self._services.client.detokenize(
+                    request.model, tokens, timeout_s=limit_s, allowed=key.machines
+                )
                 reservation.settle()
         return response
 

@@ -25,6 +25,7 @@ from facade.token_bodies import (
     parse_tokenize_body,
     prompt_to_count,
 )
+from mantler.mesh.machine import MachineId
 from mantler.routing.client import MeshClient
 
 _Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
@@ -43,7 +44,7 @@ async def detokenize(request: web.Request) -> web.Response:
 async def _answer(
     request: web.Request,
     parse: Callable[[bytes], _Body],
-    ask: Callable[[MeshClient, _Body, float], Awaitable[dict[str, Any]]],
+    ask: Callable[[MeshClient, _Body, float, frozenset[MachineId] | None], Awaitable[dict[str, Any]]],
 ) -> web.Response:
     """Goes the way of a generation: key, a place, body, model access, rate limit, runtime."""
     services = request.app[SERVICES]
@@ -57,18 +58,24 @@ async def _answer(
         require_model(key, body.model)
         with reserve(services.limiters, key, exchange) as reservation:
             async with explaining(services.client, key, body.model):
-                answer = await ask(services.client, body, limit_s)
+                answer = await ask(services.client, body, limit_s, key.machines)
             reservation.settle()
     return json_answer(answer)
 
 
-async def _tokenize(client: MeshClient, body: TokenizeBody, limit_s: float) -> dict[str, Any]:
+async def _tokenize(
+    client: MeshClient, body: TokenizeBody, limit_s: float, allowed: frozenset[MachineId] | None
+) -> dict[str, Any]:
     prompt = prompt_to_count(body)
     with spelled_as("messages", "messages" if body.prompt is None else "prompt"):
-        counted = await client.count_tokens(body.model, prompt, include_token_ids=True, timeout_s=limit_s)
+        counted = await client.count_tokens(
+            body.model, prompt, include_token_ids=True, timeout_s=limit_s, allowed=allowed
+        )
     return {"count": counted.tokens, "max_model_len": counted.context_length, "tokens": counted.token_ids}
 
 
-async def _detokenize(client: MeshClient, body: DetokenizeBody, limit_s: float) -> dict[str, Any]:
+async def _detokenize(
+    client: MeshClient, body: DetokenizeBody, limit_s: float, allowed: frozenset[MachineId] | None
+) -> dict[str, Any]:
     tokens = read_token_ids("tokens", body.tokens)
-    return {"prompt": await client.detokenize(body.model, tokens, timeout_s=limit_s)}
+    return {"prompt": await client.detokenize(body.model, tokens, timeout_s=limit_s, allowed=allowed)}
