@@ -9,6 +9,7 @@ SERVED = (
     "POST /v1/completions",
     "POST /v1/tokenize",
     "POST /v1/detokenize",
+    "POST /mantler.v1.{service}/{method}",
     "GET /v1/models",
     "GET /v1/models/{id}",
     "GET /health",

@@ -31,8 +31,8 @@ class Admission:
         return len(self._open)
 
     @contextlib.asynccontextmanager
-    async def admit(self, timeout_s: float) -> AsyncIterator[None]:
-        """Holds one place while the body runs, for ``timeout_s`` at most.
+    async def admit(self, deadline_s: float) -> AsyncIterator[None]:
+        """Holds one place while the body runs, until ``deadline_s`` of the event loop's clock at most.
 
         Raises RUNTIME_UNAVAILABLE without a place or when the body outlasts :meth:`drain`, and DEADLINE_EXCEEDED
         when it outlasts its time.
@@ -45,7 +45,7 @@ class Admission:
                 "The server has as many open requests as it takes.",
                 retry_after_s=RETRY_AFTER_S,
             )
-        scope = asyncio.timeout(timeout_s)
+        scope = asyncio.timeout_at(deadline_s)
         try:
             async with scope:
                 self._open.add(scope)

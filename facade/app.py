@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from facade.admission import Admission
 from facade.connection import Runner
 from facade.edge.admin import AdminServicer
+from facade.edge.json_message import MessageReader
 from facade.edge.mesh import MeshServicer
 from facade.edge.server import EdgeServer, Served
 from facade.edge.services import edge_services
@@ -48,6 +49,8 @@ from mantler.tenancy.tokens import TokenStore
 
 CLOSE_TIMEOUT_S = 5.0
 """How long connections may take to close once their requests are done."""
+MAX_OTHER_CALLS = 20_000
+"""Over gRPC, beside those that have places: two for each machine of the most that a mesh has, and watches of health."""
 
 _log = logging.getLogger("facade")
 _http_log = logging.getLogger("facade.http")
@@ -72,9 +75,15 @@ def create_app(services: Services, served: Sequence[Served] = ()) -> web.Applica
     app.router.add_post("/v1/completions", completions)
     app.router.add_post("/v1/tokenize", tokenize)
     app.router.add_post("/v1/detokenize", detokenize)
+    reader = MessageReader()
+
+    async def close_reader(_: web.Application) -> None:
+        reader.close()
+
+    app.on_cleanup.append(close_reader)
     for each in served:
         if each.over_http:
-            app.router.add_routes(routes(each))
+            app.router.add_routes(routes(each, reader))
     return app
 
 
@@ -116,7 +125,7 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
         services = Services(settings, client, keys, Limiters(), Admission(settings.max_connections))
         admin = AdminServicer(client.operations, await _operator_token(settings))
         served = edge_services(services, MeshServicer(registry, tokens, tunnels, security), admin)
-        edge = await stack.enter_async_context(EdgeServer(served))
+        edge = await stack.enter_async_context(EdgeServer(served, settings.max_connections + MAX_OTHER_CALLS))
         stack.push_async_callback(registry.close)
 
         def report(change: Change | None = None) -> None:

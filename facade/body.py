@@ -25,11 +25,15 @@ async def read_json_body(request: web.Request, max_bytes: int) -> bytes:
     if (request.content_length or 0) > max_bytes:
         raise _too_large(max_bytes)
     try:
-        return await request.read()
+        body = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(max_bytes) from None
     except web.RequestPayloadError:
         raise MantlerError(ErrorCode.INVALID_REQUEST, "The body could not be read as it was sent.") from None
+    # aiohttp's own bound, of all addresses, may be higher, and a length that was said is of the compressed body.
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
 
 
 def _unsupported(header: str, wanted: str, got: str) -> MantlerError:

@@ -1,37 +1,27 @@
-"""What every address that generates does: a request to the runtime, and its events as an answer.
-
-A request goes: key, a place among the open ones, body, model access, rate limit, runtime. The runtime's work is
-cancelled on every way out: leaving the event iterator cancels the gRPC call.
-"""
+"""What every address of REST that generates does: a body as requests, and their events as an answer."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import hdrs, web
 
 from facade.answer import encode_json, json_answer
-from facade.auth import authenticate, require_model
 from facade.body import read_json_body
-from facade.cache_salt import cache_salt
+from facade.caller import Caller, admitted
 from facade.collected import CollectedChoice
 from facade.deadline import HEADER as DEADLINE
 from facade.deadline import timeout_s
 from facade.errors import error_object, public_error
 from facade.exchange import EXCHANGE, Exchange
-from facade.limits import Reservation, reserve
-from facade.merged import generate_all, prompt_text
-from facade.served import explaining
 from facade.services import SERVICES
 from facade.spelling import respelled
 from facade.sse import DONE, EventStream
 from facade.tally import Tally
 from mantler.errors import MantlerError
 from mantler.messages import Delta, Event, FinishReason, GenerateRequest, Started, Usage
-from mantler.tenancy.store import KeyRecord
 
 
 class Reply(Protocol):
@@ -76,10 +66,6 @@ class Asked:
         """Of all prompts."""
         return len(self.requests) * self.requests[0].n
 
-    def tally(self, exchange: Exchange, reservation: Reservation) -> Tally:
-        """Counts what it uses."""
-        return Tally(exchange, reservation, n=self.requests[0].n, prompts=len(self.requests))
-
 
 Read = Callable[[bytes, Exchange], Asked]
 """Reads a body. Raises ``MantlerError`` for a bad one."""
@@ -89,12 +75,12 @@ async def answer_generation(request: web.Request, read: Read) -> web.StreamRespo
     """One answer, whole or as a stream of server-sent events."""
     services = request.app[SERVICES]
     exchange = request[EXCHANGE]
-    key = await authenticate(services.keys, request.headers.get(hdrs.AUTHORIZATION), exchange)
-    limit_s = services.limit_s(timeout_s(request.headers.get(DEADLINE)))
+    asked_s = timeout_s(request.headers.get(DEADLINE))
     async with EventStream(request, services.settings.ping_interval_s) as stream:
         try:
-            async with services.admission.admit(limit_s):
-                response = await _generate(request, key, stream, read, limit_s)
+            async with admitted(services, exchange, request.headers.get(hdrs.AUTHORIZATION), asked_s) as caller:
+                asked = read(await read_json_body(request, services.settings.max_body_mb * 2**20), exchange)
+                response = await _answer(asked, caller, stream)
             # The runtime is done, and so is the place: what is left is between the client and its connection.
             if stream.is_open:
                 await stream.finish(DONE)
@@ -111,31 +97,14 @@ async def answer_generation(request: web.Request, read: Read) -> web.StreamRespo
             return stream.response
 
 
-async def _generate(
-    request: web.Request, key: KeyRecord, stream: EventStream, read: Read, limit_s: float
-) -> web.StreamResponse:
-    services = request.app[SERVICES]
-    exchange = request[EXCHANGE]
-    settings = services.settings
-    asked = read(await read_json_body(request, settings.max_body_mb * 2**20), exchange)
-    salt = cache_salt(key, asked.requests[0].cache_salt)
-    wanted = [replace(each, cache_salt=salt) for each in asked.requests]
-    model = wanted[0].model
-    require_model(key, model)
-    with reserve(services.limiters, key, exchange, wanted) as reservation:
-        tally = asked.tally(exchange, reservation)
-        try:
-            async with explaining(services.client, key, model):
-                echoes = (
-                    [await prompt_text(services.client, each, key.machines) for each in wanted] if asked.echo else ()
-                )
-                answer = generate_all(services.client, wanted, echoes, limit_s, key.machines)
-                async with aclosing(answer) as events:
-                    if asked.stream:
-                        return await _relay(events, asked, stream, tally)
-                    return await _collect(events, asked, tally)
-        except MantlerError as error:
-            raise respelled(error, asked.spelling) from error
+async def _answer(asked: Asked, caller: Caller, stream: EventStream) -> web.StreamResponse:
+    try:
+        async with caller.generation(asked.requests, echo=asked.echo) as (events, tally):
+            if asked.stream:
+                return await _relay(events, asked, stream, tally)
+            return await _collect(events, asked, tally)
+    except MantlerError as error:
+        raise respelled(error, asked.spelling) from error
 
 
 async def _relay(events: AsyncIterator[Event], asked: Asked, stream: EventStream, tally: Tally) -> web.StreamResponse:

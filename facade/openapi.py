@@ -13,6 +13,7 @@ from typing import Any
 
 from facade.answer_schemas import SCHEMAS
 from facade.completion_body import CompletionBody
+from facade.deadline import HEADER as DEADLINE
 from facade.field_schemas import COMPLETION_SHAPES, DETOKENIZE_SHAPES, described
 from facade.json_body import JsonBody
 from facade.schema import ChatBody
@@ -43,6 +44,27 @@ _CHAT_EXAMPLE = {"model": "smollm2:135m", "messages": [{"role": "user", "content
 _COMPLETION_EXAMPLE = {"model": "smollm2:135m", "prompt": "The capital of France is", "max_tokens": 16}
 _TOKENIZE_EXAMPLE = {"model": "smollm2:135m", "prompt": "Hello, world!"}
 _DETOKENIZE_EXAMPLE = {"model": "smollm2:135m", "tokens": [19556, 28]}
+_CALL_EXAMPLE = {"model": "smollm2:135m", "text": "Hello, world!"}
+_SERVICE = {
+    "name": "service",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1},
+    "example": "GenerationService",
+}
+_METHOD = {**_SERVICE, "name": "method", "example": "CountTokens"}
+_DEADLINE = {
+    "name": DEADLINE,
+    "in": "header",
+    "description": "How long the request may take: up to eight digits and H, M or S; m, u or n for parts of a second.",
+    "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,7}[HMS]$"},
+    "example": "30S",
+}
+_MESSAGE = {"type": "object", "description": "A message of the protos in protobuf's JSON mapping."}
+_MESSAGES = (
+    "A stream of messages comes as server-sent events: lines `data: {...}`, an empty line after each, and an `event: "
+    "error` as the last one where it failed."
+)
 _STREAM = (
     "With stream, server-sent events: lines `data: {...}` of chunks, an empty line after each, and `data: [DONE]` at "
     "the end. A failure after the first chunk is one last event with an error, and no `[DONE]` follows."
@@ -65,7 +87,7 @@ def openapi_document() -> Schema:
         "paths": _paths(),
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "A key, `mk_live_...`."}},
-            "schemas": {**SCHEMAS, **_body_schemas()},
+            "schemas": {**SCHEMAS, **_body_schemas(), "Message": _MESSAGE},
         },
     }
 
@@ -94,17 +116,28 @@ def _paths() -> Schema:
         {"200": _generated("Completion", "CompletionChunk")},
         _OF_GENERATION,
     )
+    call = _operation(
+        "call",
+        f"Any method of the services that are served over gRPC, but those that read a stream, as JSON. {_MESSAGES}",
+        {"200": _called()},
+        (*_OF_GENERATION, ErrorCode.ROUTE_NOT_FOUND),
+    )
     tokens = _operation("tokenize", "The tokens of a text or a conversation.", {"200": _json("Tokens")}, _OF_POSTS)
     spelled = _operation("detokenize", "The text of tokens.", {"200": _json("Text")}, _OF_POSTS)
     return {
         "/health": {"get": {**health, "security": []}},
         "/v1/models": {"get": models},
         "/v1/models/{id}": {"get": {**model, "parameters": [model_id]}},
-        "/v1/chat/completions": {"post": {**chat, "requestBody": _body("ChatCompletionRequest", _CHAT_EXAMPLE)}},
-        "/v1/completions": {"post": {**text, "requestBody": _body("CompletionRequest", _COMPLETION_EXAMPLE)}},
-        "/v1/tokenize": {"post": {**tokens, "requestBody": _body("TokenizeRequest", _TOKENIZE_EXAMPLE)}},
-        "/v1/detokenize": {"post": {**spelled, "requestBody": _body("DetokenizeRequest", _DETOKENIZE_EXAMPLE)}},
+        "/v1/chat/completions": _post(chat, "ChatCompletionRequest", _CHAT_EXAMPLE),
+        "/v1/completions": _post(text, "CompletionRequest", _COMPLETION_EXAMPLE),
+        "/v1/tokenize": _post(tokens, "TokenizeRequest", _TOKENIZE_EXAMPLE),
+        "/v1/detokenize": _post(spelled, "DetokenizeRequest", _DETOKENIZE_EXAMPLE),
+        "/mantler.v1.{service}/{method}": _post(call, "Message", _CALL_EXAMPLE, _SERVICE, _METHOD),
     }
+
+
+def _post(operation: Schema, body: str, example: Schema, *parameters: Schema) -> Schema:
+    return {"post": {**operation, "parameters": [*parameters, _DEADLINE], "requestBody": _body(body, example)}}
 
 
 def _operation(name: str, summary: str, answers: Schema, errors: Iterable[ErrorCode]) -> Schema:
@@ -141,6 +174,12 @@ def _generated(whole: str, chunk: str) -> Schema:
         "description": f"The answer. {_STREAM}",
         "content": {"application/json": _schema(whole), "text/event-stream": {"schema": event}},
     }
+
+
+def _called() -> Schema:
+    event = {"type": "object", "properties": {"data": {"type": "string", "contentMediaType": "application/json"}}}
+    content = {"application/json": _schema("Message"), "text/event-stream": {"schema": event}}
+    return {"description": "The answer, or a stream of answers.", "content": content}
 
 
 def _schema(name: str) -> Schema:

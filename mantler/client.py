@@ -1,4 +1,4 @@
-"""A typed client of a runtime server.
+"""A typed client of a runtime server, and of a facade's edge, which serves the same for a key.
 
 It speaks the plain values of :mod:`mantler.messages`; every failure is a ``MantlerError``::
 
@@ -84,18 +84,24 @@ class TokenCount:
 
 
 class RuntimeClient:
-    """One channel to the runtime at ``address`` (``HOST:PORT``). Connects on the first call, and again by itself.
+    """One channel to the runtime or the edge at ``address`` (``HOST:PORT``). Connects on the first call, and again.
 
-    A call fails at once while the runtime cannot be reached.
+    A call fails at once while nothing answers there. An edge does not load models, and goes on with streams by itself:
+    it refuses ``resume``.
 
     Args:
-        security: without it only runtimes on this machine can be reached.
+        security: without it only this machine can be reached.
+        api_key: what an edge asks for. Runtimes ask for none.
 
-    Raises: ``SecurityError`` where ``security`` does not allow the address.
+    Raises: ``SecurityError`` where ``security`` does not allow the address, and ``ValueError`` for a key that no
+    header can hold.
     """
 
-    def __init__(self, address: str, security: Security | None = None) -> None:
+    def __init__(self, address: str, security: Security | None = None, *, api_key: str | None = None) -> None:
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("api_key must be printable ASCII")
         self.address = address
+        self._metadata = () if api_key is None else (("authorization", f"Bearer {api_key}"),)
         self._channel = (security or Security()).channel(address, CHANNEL_OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
@@ -124,7 +130,7 @@ class RuntimeClient:
         Args:
             given_up: ends the call from outside, with MACHINE_OFFLINE.
         """
-        call = self._generation.Generate(wire.request_to_proto(request), timeout=timeout_s)
+        call = self._generation.Generate(wire.request_to_proto(request), timeout=timeout_s, metadata=self._metadata)
         if given_up is not None:
             given_up.watch(call)
         order = _Order()
@@ -153,22 +159,26 @@ class RuntimeClient:
     ) -> TokenCount:
         """The length of ``prompt``, the chat template included."""
         message = wire.count_request_to_proto(model, prompt, include_token_ids=include_token_ids)
-        answer = await _answer(self._generation.CountTokens(message, timeout=timeout_s))
+        answer = await _answer(self._generation.CountTokens(message, timeout=timeout_s, metadata=self._metadata))
         return TokenCount(answer.tokens, answer.context_length, tuple(answer.token_ids))
 
     async def detokenize(self, model: str, tokens: m.TokenPrompt, *, timeout_s: float = UNARY_TIMEOUT_S) -> str:
         """The text of ``tokens``, control tokens included."""
         message = generation_pb2.DetokenizeRequest(model=model, token_ids=tokens.token_ids)
-        return (await _answer(self._generation.Detokenize(message, timeout=timeout_s))).text
+        return (await _answer(self._generation.Detokenize(message, timeout=timeout_s, metadata=self._metadata))).text
 
     async def list_models(self, timeout_s: float = UNARY_TIMEOUT_S) -> list[m.ModelInfo]:
         """Every model in the machine's store, loaded or not, ordered by id."""
-        answer = await _answer(self._models.ListModels(model_pb2.ListModelsRequest(), timeout=timeout_s))
+        answer = await _answer(
+            self._models.ListModels(model_pb2.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
+        )
         return [wire.model_from_proto(model) for model in answer.models]
 
     async def get_model(self, model: str, timeout_s: float = UNARY_TIMEOUT_S) -> m.ModelInfo:
         """One model. Raises MODEL_NOT_FOUND."""
-        answer = await _answer(self._models.GetModel(model_pb2.GetModelRequest(model=model), timeout=timeout_s))
+        answer = await _answer(
+            self._models.GetModel(model_pb2.GetModelRequest(model=model), timeout=timeout_s, metadata=self._metadata)
+        )
         return wire.model_from_proto(answer.model)
 
     async def load_model(
@@ -178,7 +188,9 @@ class RuntimeClient:
 
         Closing the iterator cancels the call.
         """
-        call = self._models.LoadModel(model_pb2.LoadModelRequest(model=model, pull=pull), timeout=timeout_s)
+        call = self._models.LoadModel(
+            model_pb2.LoadModelRequest(model=model, pull=pull), timeout=timeout_s, metadata=self._metadata
+        )
         try:
             async for message in call:
                 yield wire.progress_from_proto(message)
@@ -189,7 +201,11 @@ class RuntimeClient:
 
     async def unload_model(self, model: str, timeout_s: float | None = None) -> None:
         """Frees a model's memory after its running requests have finished."""
-        await _answer(self._models.UnloadModel(model_pb2.UnloadModelRequest(model=model), timeout=timeout_s))
+        await _answer(
+            self._models.UnloadModel(
+                model_pb2.UnloadModelRequest(model=model), timeout=timeout_s, metadata=self._metadata
+            )
+        )
 
     async def get_machine(self, timeout_s: float = UNARY_TIMEOUT_S) -> tuple[m.MachineInfo, LoadReport]:
         """Who the machine is, what it has, and how busy it is."""

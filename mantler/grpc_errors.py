@@ -61,10 +61,16 @@ def to_status(error: MantlerError) -> status_pb2.Status:
     return status
 
 
-async def abort(context: grpc.aio.ServicerContext[object, object], error: MantlerError) -> None:
-    """Ends an RPC with ``error``. Always raises ``grpc.aio.AbortError``, which handlers must let pass."""
+async def abort(
+    context: grpc.aio.ServicerContext[object, object], error: MantlerError, trailers: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Ends an RPC with ``error``. Always raises ``grpc.aio.AbortError``, which handlers must let pass.
+
+    Args:
+        trailers: trailing metadata besides the details.
+    """
     status = to_status(error)
-    await context.abort(status_code(error), status.message, ((DETAILS_KEY, status.SerializeToString()),))
+    await context.abort(status_code(error), status.message, (*trailers, (DETAILS_KEY, status.SerializeToString())))
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -10,9 +11,10 @@ from typing import Any
 import grpc
 
 from facade.edge.transcoded import TranscodedCall
+from facade.errors import public_error
 from facade.exchange import CLIENT_GONE, Exchange, request_id
-from mantler.errors import ErrorCode, MantlerError
-from mantler.grpc_errors import border
+from mantler.errors import ErrorCode
+from mantler.grpc_errors import abort
 
 Context = grpc.aio.ServicerContext[Any, Any] | TranscodedCall
 
@@ -29,6 +31,8 @@ def metadata(context: Context, name: str) -> str | None:
 async def exchanged(context: Context, method: str) -> AsyncIterator[Exchange]:
     """The exchange of a call, which ends as a line of the log. Whatever leaves the body becomes the call's status.
 
+    What REST says in headers, the request's name and the limits of the key, comes as trailing metadata.
+
     Args:
         method: ``/package.Service/Method``.
     """
@@ -39,13 +43,21 @@ async def exchanged(context: Context, method: str) -> AsyncIterator[Exchange]:
     exchange = Exchange(request_id(metadata(context, "x-request-id") or ""), "gRPC", method)
     status: int = CLIENT_GONE
     try:
-        async with border(context, f"{method} {exchange.request_id}"):
-            try:
-                yield exchange
-                status = HTTPStatus.OK
-            except Exception as error:
-                exchange.error = error.code if isinstance(error, MantlerError) else ErrorCode.INTERNAL_ERROR
-                status = MantlerError(exchange.error, "").row.http_status
-                raise
+        yield exchange
+        context.set_trailing_metadata(_trailers(exchange))
+        status = HTTPStatus.OK
+    except asyncio.CancelledError:
+        if context.time_remaining() == 0:
+            # gRPC has told the client.
+            exchange.error, status = ErrorCode.DEADLINE_EXCEEDED, HTTPStatus.GATEWAY_TIMEOUT
+        raise
+    except Exception as error:
+        known = public_error(error, exchange.request_id)
+        exchange.error, status = known.code, known.row.http_status
+        await abort(context, known, _trailers(exchange))
     finally:
         exchange.log(status)
+
+
+def _trailers(exchange: Exchange) -> tuple[tuple[str, str], ...]:
+    return ("x-request-id", exchange.request_id), *exchange.headers.items()

@@ -26,6 +26,7 @@ CLOSE_S = 1.0
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,22 @@ class Served:
 
 
 class EdgeServer:
-    """Serves ``services``, with health and reflection. Use as a context manager; leaving ends what still runs."""
+    """Serves ``services``, with health and reflection. Use as a context manager; leaving ends what still runs.
 
-    def __init__(self, services: Sequence[Served]) -> None:
+    Args:
+        max_calls: that may be open at once, over all connections.
+    """
+
+    def __init__(self, services: Sequence[Served], max_calls: int) -> None:
         self._services = services
-        self._reports: set[asyncio.Task[None]] = set()
+        self._generating = False
+        self._reported = asyncio.Event()
+        self._telling: asyncio.Task[None] | None = None
         self._health = health_aio.HealthServicer()
         self._server = grpc.aio.server(
             # Without it a second server on the same port would share its connections silently.
             options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", MAX_STREAMS)],
+            maximum_concurrent_rpcs=max_calls,
         )
         for served in services:
             served.add(served.servicer, self._server)
@@ -68,25 +76,38 @@ class EdgeServer:
     ) -> None:
         await self.refuse()
         await self._server.stop(CLOSE_S)
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait([self._telling])
 
     def report(self, generating: bool) -> None:
         """Says to those who watch the health whether some machine generates."""
-        status = _SERVING if generating else health_pb2.HealthCheckResponse.NOT_SERVING
-        task = asyncio.create_task(self._health.set(GENERATION, status))
-        self._reports.add(task)
-        task.add_done_callback(self._reports.discard)
+        self._generating = generating
+        self._reported.set()
 
     async def refuse(self) -> None:
         """Says to those who watch the health that nothing more is served."""
         await self._health.enter_graceful_shutdown()
 
     async def start(self, address: str, security: Security) -> int:
-        """Binds and serves. Returns the port. Raises ``OSError`` if the address cannot be bound."""
+        """Binds and serves, by its health without machines until :meth:`report`. Returns the port.
+
+        Raises ``OSError`` if the address cannot be bound.
+        """
         try:
             port = security.listen(self._server, address, guarded=True)
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen at {address}") from error
+        # The whole serves without a machine as well: machines that join find the facade by its health.
         for name in {"", *(served.descriptor.full_name for served in self._services)} - {GENERATION}:
             await self._health.set(name, _SERVING)
+        await self._health.set(GENERATION, _NOT_SERVING)
+        self._telling = asyncio.create_task(self._tell())
         await self._server.start()
         return port
+
+    async def _tell(self) -> None:
+        while True:
+            await self._reported.wait()
+            self._reported.clear()
+            await self._health.set(GENERATION, _SERVING if self._generating else _NOT_SERVING)

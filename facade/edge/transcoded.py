@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import grpc
 from aiohttp import web
-from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from facade.edge.json_message import as_json
 from facade.exchange import EXCHANGE, Exchange
 from facade.sse import EventStream
 from mantler.grpc_errors import from_trailers
@@ -51,8 +51,3 @@ class TranscodedCall:
     ) -> None:
         """Ends the call. Always raises, the ``MantlerError`` that the status was made from."""
         raise from_trailers(code, trailing_metadata)
-
-
-def as_json(message: Message) -> bytes:
-    """``message`` in protobuf's JSON mapping, in one line."""
-    return json_format.MessageToJson(message, indent=None, ensure_ascii=False).encode("utf-8", "backslashreplace")

@@ -139,7 +139,7 @@ def banner(addresses: Addresses, models: list[str], key: str | None, took_s: flo
         f"Mantler serves {', '.join(models) or 'no model yet'}, after {took_s:.1f} s.",
         "",
         f"  REST  {addresses.url}/v1",
-        f"  gRPC  {ports.reachable(addresses.runtime)}",
+        f"  gRPC  {ports.reachable(addresses.grpc)}",
     ]
     if key is not None:
         lines += [f"  key   {key}", "        It is shown this once. `mantler keys create` makes more."]

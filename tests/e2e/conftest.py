@@ -23,6 +23,8 @@ class Mesh:
     home: Path
     http: str
     runtime: str
+    grpc: str
+    """Of the edge."""
     key: str = KEY
 
     @property
@@ -45,17 +47,17 @@ def fresh_home(folder: Path, model_home: Path) -> Path:
     return folder
 
 
-def up_arguments(http: str, runtime: str) -> list[str]:
-    return ["up", "--http", http, "--runtime", runtime, "--kv-memory-mb", "3000"]
+def up_arguments(http: str, runtime: str, grpc: str = "127.0.0.1:0") -> list[str]:
+    return ["up", "--http", http, "--runtime", runtime, "--grpc", grpc, "--kv-memory-mb", "3000"]
 
 
 @pytest.fixture(scope="session")
 def mesh(model_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     home = fresh_home(tmp_path_factory.mktemp("mesh") / "home", model_home)
-    http, runtime = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    with running(up_arguments(http, runtime), home, {"MANTLER_BOOTSTRAP_KEY": KEY}) as process:
+    http, runtime, grpc = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    with running(up_arguments(http, runtime, grpc), home, {"MANTLER_BOOTSTRAP_KEY": KEY}) as process:
         process.wait_for(r"Ctrl-C stops it")
-        yield Mesh(process, home, http, runtime)
+        yield Mesh(process, home, http, runtime, grpc)
 
 
 @pytest.fixture

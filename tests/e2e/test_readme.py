@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.model]
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/grpc.md")
 TOOLS = ("curl", "grpcurl", "buf")
+MACHINE = "127.0.0.1:50051"
 NOT_RUN = "LoadModel"
 """It would download another model."""
 
@@ -39,8 +40,10 @@ def test_an_example_answers(tool: str, text: str, mesh: Mesh, tmp_path: Path) ->
     path = os.pathsep.join([str(here), os.environ["PATH"]])
     if shutil.which(tool, path=path) is None and tool != "python":
         pytest.skip(f"{tool} is not installed here")
-    assert "127.0.0.1:8080" in text or "127.0.0.1:50051" in text
-    ours = text.replace("127.0.0.1:8080", mesh.http).replace("127.0.0.1:50051", mesh.runtime)
+    ours = text
+    for usual, here_at in {"127.0.0.1:8080": mesh.http, "127.0.0.1:50050": mesh.grpc, MACHINE: mesh.runtime}.items():
+        ours = ours.replace(usual, here_at)
+    assert ours != text
     command = [sys.executable, "-c", ours] if tool == "python" else ["bash", "-ec", ours]
     # In a folder of its own, as a reader would: nothing of this checkout is found by its relative path.
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "MANTLER_KEY": mesh.key}
@@ -55,4 +58,4 @@ def test_an_example_answers(tool: str, text: str, mesh: Mesh, tmp_path: Path) ->
 def test_every_kind_of_client_is_among_them() -> None:
     tools = [tool for tool, _ in examples()]
     assert set(tools) == {"python", *TOOLS}
-    assert tools.count("python") == 2
+    assert tools.count("python") == 3

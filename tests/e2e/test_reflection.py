@@ -9,14 +9,16 @@ import pytest
 
 from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import Mesh
+from tests.e2e.processes import KEY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.model]
 
 
-def buf_curl(mesh: Mesh, method: str, request: object) -> list[dict[str, object]]:
+def buf_curl(address: str, method: str, request: object) -> list[dict[str, object]]:
     buf = Path(sys.executable).with_name("buf")
-    url = f"http://{mesh.runtime}/{method}"
-    command = [str(buf), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(request), url]
+    url = f"http://{address}/{method}"
+    command = [str(buf), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "-H", f"Authorization: Bearer {KEY}"]
+    command += ["--data", json.dumps(request), url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     decoder, messages, rest = json.JSONDecoder(), [], done.stdout.lstrip()
@@ -27,7 +29,13 @@ def buf_curl(mesh: Mesh, method: str, request: object) -> list[dict[str, object]
     return messages
 
 
-def test_a_generation_streams_through_reflection(mesh: Mesh) -> None:
+@pytest.fixture(params=["runtime", "edge"])
+def address(request: pytest.FixtureRequest, mesh: Mesh) -> str:
+    """Of either of the two servers."""
+    return mesh.runtime if request.param == "runtime" else mesh.grpc
+
+
+def test_a_generation_streams_through_reflection(address: str) -> None:
     request = {
         "requestId": "reflection",
         "model": DEFAULT_MODEL,
@@ -35,7 +43,7 @@ def test_a_generation_streams_through_reflection(mesh: Mesh) -> None:
         "sampling": {"temperature": 0},
         "stop": {"maxTokens": 8, "ignoreEos": True},
     }
-    events = buf_curl(mesh, "mantler.v1.GenerationService/Generate", request)
+    events = buf_curl(address, "mantler.v1.GenerationService/Generate", request)
     assert "started" in events[0]
     assert len(events) > 3
     finished = events[-1]["finished"]
@@ -44,13 +52,13 @@ def test_a_generation_streams_through_reflection(mesh: Mesh) -> None:
     assert finished["usage"]["completionTokens"] == 8
 
 
-def test_models_are_listed_through_reflection(mesh: Mesh) -> None:
-    (answer,) = buf_curl(mesh, "mantler.v1.ModelService/ListModels", {})
+def test_models_are_listed_through_reflection(address: str) -> None:
+    (answer,) = buf_curl(address, "mantler.v1.ModelService/ListModels", {})
     models = answer["models"]
     assert isinstance(models, list)
     assert [(model["id"], model["state"]) for model in models] == [(DEFAULT_MODEL, "MODEL_STATE_READY")]
 
 
 @pytest.mark.parametrize("service", ["", "mantler.v1.GenerationService", "mantler.v1.ModelService"])
-def test_every_service_reports_its_health(mesh: Mesh, service: str) -> None:
-    assert buf_curl(mesh, "grpc.health.v1.Health/Check", {"service": service}) == [{"status": "SERVING"}]
+def test_every_service_reports_its_health(address: str, service: str) -> None:
+    assert buf_curl(address, "grpc.health.v1.Health/Check", {"service": service}) == [{"status": "SERVING"}]

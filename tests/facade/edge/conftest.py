@@ -24,6 +24,8 @@ class Edge:
     """What a test needs to call the edge."""
 
     url: str
+    address: str
+    """Of gRPC."""
     http: aiohttp.ClientSession
     channel: grpc.aio.Channel
     runtime: FakeRuntime
@@ -66,4 +68,5 @@ async def edge(tmp_path: Path, changes: dict[str, Any]) -> AsyncIterator[Edge]:
             aiohttp.ClientSession() as http,
             grpc.aio.insecure_channel(f"127.0.0.1:{bound.grpc_port}") as channel,
         ):
-            yield Edge(f"http://{bound.host}:{bound.port}", http, channel, runtime, settings)
+            url, address = f"http://{bound.host}:{bound.port}", f"127.0.0.1:{bound.grpc_port}"
+            yield Edge(url, address, http, channel, runtime, settings)

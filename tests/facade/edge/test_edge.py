@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -13,46 +12,11 @@ from google.protobuf import json_format
 
 from mantler import messages as m
 from mantler.errors import ErrorCode, MantlerError
-from mantler.grpc_errors import from_rpc_error
 from mantler.v1 import generation_pb2, model_pb2
 from tests.facade.conftest import MODEL
+from tests.facade.edge.calls import REQUEST, WAYS, WORDS, as_json, asked, lines_of, over_grpc, text_of
 from tests.facade.edge.conftest import Edge
 from tests.fake_runtime import Gate, Said, failing
-
-WORDS = "one two three"
-REQUEST = {"model": MODEL, "chat": {"messages": [{"role": "ROLE_USER", "content": [{"text": WORDS}]}]}}
-
-
-def asked(**fields: Any) -> generation_pb2.GenerateRequest:
-    return json_format.ParseDict({**REQUEST, **fields}, generation_pb2.GenerateRequest())
-
-
-async def over_grpc(edge: Edge, **fields: Any) -> list[generation_pb2.GenerateResponse]:
-    """The events. Raises ``MantlerError``."""
-    try:
-        return [event async for event in edge.generation.Generate(asked(**fields), metadata=edge.metadata)]
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
-
-
-async def as_json(edge: Edge, **fields: Any) -> list[generation_pb2.GenerateResponse]:
-    """The same as JSON."""
-    status, text = await edge.post("GenerationService/Generate", {**REQUEST, **fields})
-    if status != 200:
-        error = json.loads(text)["error"]
-        raise MantlerError(ErrorCode(error["code"]), error["message"], param=error["param"])
-    blocks = text.removesuffix("\n\n").split("\n\n")
-    if blocks[-1].startswith("event: error\n"):
-        error = json.loads(blocks[-1].removeprefix("event: error\ndata: "))["error"]
-        raise MantlerError(ErrorCode(error["code"]), error["message"], param=error["param"])
-    return [json_format.Parse(block.removeprefix("data: "), generation_pb2.GenerateResponse()) for block in blocks]
-
-
-WAYS = pytest.mark.parametrize("call", [over_grpc, as_json], ids=["gRPC", "JSON"])
-
-
-def text_of(events: list[generation_pb2.GenerateResponse]) -> str:
-    return "".join(event.delta.text for event in events)
 
 
 @WAYS
@@ -166,47 +130,66 @@ async def test_bad_fields_are_named(edge: Edge, call: Any, fields: dict[str, Any
     assert (caught.value.row.http_status, caught.value.param) == (400, param)
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        (b"{", None),
-        (b"\xff", None),
-        (b"[]", None),
-        (b'{"nope": 1}', "nope"),
-        (b'{"chat": {"messages": [{"rolle": 1}]}}', "chat.messages[0].rolle"),
-        (b'{"n": "many"}', "n"),
-        (b'{"n": 1.5}', "n"),
-        (b'{"sampling": {"temperature": "x"}}', "sampling.temperature"),
-        (b'{"chat": {"messages": [{"role": "KING"}]}}', "chat.messages[0].role"),
-        (b'{"chat": {"messages": [{"content": "x"}]}}', "chat.messages[0].content"),
-        (b"[" * 10_000, None),
-    ],
-)
-async def test_what_is_no_request_is_refused(edge: Edge, body: bytes, param: str | None) -> None:
-    status, text = await edge.post("GenerationService/Generate", body)
-    error = json.loads(text)["error"]
-    assert (status, error["code"], error["param"]) == (400, "invalid_request", param)
+async def test_requests_bear_one_name_everywhere(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "facade.access")
+    await edge.new_key(requests_per_minute=5, tokens_per_minute=500)
+    call = edge.generation.Generate(asked(requestId="mine"), metadata=edge.metadata)
+    async for _ in call:
+        pass
+    trailers = dict(await call.trailing_metadata())
+    assert trailers["x-request-id"] == "mine"
+    assert trailers["x-ratelimit-remaining-requests"] == "4"
+    assert trailers["x-ratelimit-remaining-tokens"] == "494"
+    with pytest.raises(MantlerError):
+        await over_grpc(edge, requestId="nothing", model="nope")
+    status, _ = await edge.post("GenerationService/Generate", {**REQUEST, "requestId": "json"})
+    assert status == 200
+    lines = lines_of(caplog)
+    assert [(line["request_id"], line["method"], line["status"]) for line in lines] == [
+        ("mine", "gRPC", "200"),
+        ("nothing", "gRPC", "404"),
+        ("json", "POST", "200"),
+    ]
+    assert {line["path"] for line in lines} == {"/mantler.v1.GenerationService/Generate"}
+    used = [(line.get("prompt_tokens"), line.get("completion_tokens")) for line in lines]
+    assert used == [("3", "3"), (None, None), ("3", "3")]
+    assert all(line["key_id"] and line["model"] for line in lines)
 
 
-async def test_a_body_is_not_read_for_strangers(edge: Edge) -> None:
-    edge.key = ""
-    status, _ = await edge.post("GenerationService/Generate", b"{")
-    assert status == 401
+@WAYS
+async def test_keys_do_not_push_ahead(edge: Edge, call: Any) -> None:
+    with pytest.raises(MantlerError, match="priority: must be between 0 and 100, got -1"):
+        await call(edge, priority=-1)
+    await call(edge, priority=5)
+    assert edge.runtime.requests[-1].priority == 5
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "GenerationService/Generate", 405),
-        ("POST", "GenerationService/Nothing", 404),
-        ("POST", "NoService/Generate", 404),
-        ("POST", "MeshService/Join", 404),
-    ],
-)
-async def test_other_addresses_do_not_exist(edge: Edge, method: str, path: str, status: int) -> None:
-    async with edge.http.request(method, f"{edge.url}/mantler.v1.{path}") as response:
-        assert response.status == status
-        assert "error" in await response.json()
+@WAYS
+async def test_tools_are_called(edge: Edge, call: Any) -> None:
+    part = m.ToolCallDelta(0, '{"a"', id="call_1", name="paint")
+
+    async def script(request: m.GenerateRequest) -> AsyncGenerator[Said, None]:
+        yield m.Started(request.model, 3)
+        yield m.Delta("", (1,), tool_calls=(part,))
+        yield m.Delta("", (2,), tool_calls=(m.ToolCallDelta(0, ": 1}"),))
+        yield m.Finished(m.FinishReason.TOOL_CALLS, m.Usage(3, 2))
+
+    edge.runtime.script = script
+    chat = {**REQUEST["chat"], "tools": [{"name": "paint", "parametersJsonSchema": "{}"}]}  # type: ignore[dict-item]
+    events = await call(edge, chat=chat)
+    calls = [part for event in events for part in event.delta.tool_calls]
+    assert [(part.id, part.name) for part in calls] == [("call_1", "paint"), ("", "")]
+    assert "".join(part.arguments for part in calls) == '{"a": 1}'
+    assert events[-1].finished.reason == generation_pb2.FINISH_REASON_TOOL_CALLS
+    (prompt,) = [request.prompt for request in edge.runtime.requests]
+    assert isinstance(prompt, m.ChatPrompt)
+    assert [tool.name for tool in prompt.tools] == ["paint"]
+
+
+async def test_a_model_is_described_without_how_busy_its_machine_is(edge: Edge) -> None:
+    listed = await edge.models.ListModels(model_pb2.ListModelsRequest(), metadata=edge.metadata)
+    deployment = listed.models[0].deployment
+    assert [(field.name, value) for field, value in deployment.ListFields()] == [("max_request_tokens", 8192)]
 
 
 async def test_models_and_tokens(edge: Edge) -> None:
@@ -230,44 +213,3 @@ async def test_keys_do_not_load_models(edge: Edge) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await edge.models.UnloadModel(model_pb2.UnloadModelRequest(model=MODEL), metadata=edge.metadata)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-async def test_a_cancelled_call_frees_the_machine(edge: Edge) -> None:
-    gate = Gate(2)
-    edge.runtime.script = gate
-    call = edge.generation.Generate(asked(), metadata=edge.metadata)
-    await call.read()
-    await gate.reached.wait()
-    call.cancel()
-    await edge.runtime.idle()
-    assert edge.runtime.cancelled == 1
-
-
-async def test_deadlines_travel_on(edge: Edge) -> None:
-    gate = Gate(2)
-    edge.runtime.script = gate
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in edge.generation.Generate(asked(), metadata=edge.metadata, timeout=0.3):
-            pass
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await edge.runtime.idle()
-    status, text = await edge.post("GenerationService/Generate", REQUEST, **{"Grpc-Timeout": "300m"})
-    assert status == 200
-    assert '"deadline_exceeded"' in text
-    await edge.runtime.idle()
-    for bad in ("0S", "5", "123456789S", "5s"):
-        status, text = await edge.post("GenerationService/Generate", REQUEST, **{"Grpc-Timeout": bad})
-        assert (status, json.loads(text)["error"]["param"]) == (400, "Grpc-Timeout")
-
-
-async def test_rest_has_the_same_deadline(edge: Edge) -> None:
-    async def silent(_: m.GenerateRequest) -> AsyncGenerator[Said, None]:
-        await asyncio.Event().wait()
-        yield m.Delta("never")
-
-    edge.runtime.script = silent
-    headers = {"Authorization": f"Bearer {edge.key}", "Grpc-Timeout": "200m"}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": WORDS}]}
-    async with edge.http.post(f"{edge.url}/v1/chat/completions", json=body, headers=headers) as response:
-        assert response.status == 504
-    await edge.runtime.idle()

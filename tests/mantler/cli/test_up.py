@@ -130,7 +130,7 @@ def test_the_banner_has_a_curl_that_works_as_it_stands() -> None:
     assert "curl http://127.0.0.1:8080/v1/chat/completions" in text
     assert '"Authorization: Bearer mk_live_x"' in text
     assert '"model": "smollm2:135m"' in text
-    assert "gRPC  [::1]:50051" in text
+    assert "gRPC  [::1]:50050" in text
     assert "shown this once" in text
 
 
