@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from facade.admission import Admission
 from facade.connection import Runner
+from facade.edge.admin import AdminServicer
 from facade.edge.json_message import MessageReader
 from facade.edge.mesh import MeshServicer
 from facade.edge.server import EdgeServer, Served
@@ -44,6 +45,7 @@ from mantler.security.loopback import is_loopback
 from mantler.security.transport import Security
 from mantler.telemetry import log_event
 from mantler.tenancy.database import Database
+from mantler.tenancy.operator import operator_token
 from mantler.tenancy.store import KeyStore
 from mantler.tenancy.tokens import TokenStore
 
@@ -124,7 +126,8 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
             )
         )
         services = Services(settings, client, keys, Limiters(), Admission(settings.max_connections))
-        served = edge_services(services, MeshServicer(registry, tokens, tunnels, security))
+        admin = AdminServicer(client.operations, await _operator_token(settings))
+        served = edge_services(services, MeshServicer(registry, tokens, tunnels, security), admin)
         edge = await stack.enter_async_context(EdgeServer(served, settings.max_connections + MAX_OTHER_CALLS))
         stack.push_async_callback(registry.close)
 
@@ -165,6 +168,12 @@ async def _ensure_bootstrap_key(settings: FacadeSettings, keys: KeyStore) -> Non
         record = await keys.ensure(settings.bootstrap_key)
         if record.revoked_unix_s is not None:
             _log.warning("the bootstrap key was revoked and stays so: choose another one")
+
+
+async def _operator_token(settings: FacadeSettings) -> str:
+    if settings.operator_token is not None:
+        return settings.operator_token
+    return await asyncio.to_thread(operator_token, settings.home)
 
 
 async def serve(

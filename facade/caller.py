@@ -70,8 +70,9 @@ class Caller:
         wanted = [replace(each, cache_salt=salt) for each in requests]
         async with self.using(wanted[0].model, wanted) as reservation:
             tally = Tally(self.exchange, reservation, n=wanted[0].n, prompts=len(wanted))
-            echoes = [await prompt_text(client, each) for each in wanted] if echo else ()
-            async with aclosing(generate_all(client, wanted, echoes, self.remaining_s)) as events:
+            echoes = [await prompt_text(client, each, self.key.machines) for each in wanted] if echo else ()
+            answer = generate_all(client, wanted, echoes, self.remaining_s, self.key.machines)
+            async with aclosing(answer) as events:
                 yield events, tally
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from facade.spelling import spelled_as
+from mantler.mesh.machine import MachineId
 from mantler.messages import ChatPrompt, Delta, Event, GenerateRequest, Started, TextPrompt, TokenPrompt
 from mantler.routing.client import MeshClient
 
@@ -16,7 +17,11 @@ would be in the way of other clients."""
 
 
 def generate_all(
-    client: MeshClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
+    client: MeshClient,
+    requests: Sequence[GenerateRequest],
+    echoes: Sequence[str],
+    timeout_s: float,
+    allowed: frozenset[MachineId] | None,
 ) -> AsyncGenerator[Event, None]:
     """The events of ``requests``, which all have the same ``n``; closing the iterator cancels what runs.
 
@@ -24,26 +29,31 @@ def generate_all(
 
     Args:
         echoes: what each choice of a request says before the model does; empty for nothing.
+        allowed: see :class:`MeshClient`.
     """
     if len(requests) == 1 and not echoes:
-        return client.generate(requests[0], timeout_s)
-    return _merged(client, requests, echoes or [""] * len(requests), timeout_s)
+        return client.generate(requests[0], timeout_s, allowed=allowed)
+    return _merged(client, requests, echoes or [""] * len(requests), timeout_s, allowed)
 
 
-async def prompt_text(client: MeshClient, request: GenerateRequest) -> str:
+async def prompt_text(client: MeshClient, request: GenerateRequest, allowed: frozenset[MachineId] | None) -> str:
     """The prompt of ``request`` as text, which the runtime knows where it is token ids."""
     match request.prompt:
         case TextPrompt(text):
             return text
         case TokenPrompt() as tokens:
             with spelled_as("tokens", "prompt"):
-                return await client.detokenize(request.model, tokens)
+                return await client.detokenize(request.model, tokens, allowed=allowed)
         case ChatPrompt():
             raise ValueError("a conversation has no text until the model's template has rendered it")
 
 
 async def _merged(
-    client: MeshClient, requests: Sequence[GenerateRequest], echoes: Sequence[str], timeout_s: float
+    client: MeshClient,
+    requests: Sequence[GenerateRequest],
+    echoes: Sequence[str],
+    timeout_s: float,
+    allowed: frozenset[MachineId] | None,
 ) -> AsyncGenerator[Event, None]:
     # A reader that does not keep up holds the streams back: what waits here is bounded.
     arrived: asyncio.Queue[Event | Exception | None] = asyncio.Queue(MAX_AT_ONCE)
@@ -51,7 +61,8 @@ async def _merged(
 
     async def forward(position: int, request: GenerateRequest) -> None:
         try:
-            async with places, aclosing(_echoed(client, request, echoes[position], timeout_s)) as events:
+            answer = client.generate(request, timeout_s, allowed=allowed)
+            async with places, aclosing(_echoed(answer, echoes[position])) as events:
                 async for event in events:
                     await arrived.put(Event(event.seq, position * request.n + event.index, event.body))
             await arrived.put(None)
@@ -73,10 +84,8 @@ async def _merged(
         await asyncio.wait(tasks)
 
 
-async def _echoed(
-    client: MeshClient, request: GenerateRequest, echo: str, timeout_s: float
-) -> AsyncGenerator[Event, None]:
-    async with aclosing(client.generate(request, timeout_s)) as events:
+async def _echoed(answer: AsyncGenerator[Event, None], echo: str) -> AsyncGenerator[Event, None]:
+    async with aclosing(answer) as events:
         async for event in events:
             yield event
             if echo and isinstance(event.body, Started):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 
 from mantler.errors import ErrorCode, MantlerError
-from mantler.messages import ModelInfo, ModelState
+from mantler.messages import ModelInfo
 from mantler.routing.client import MeshClient
 from mantler.tenancy.store import KeyRecord
 
@@ -20,18 +20,15 @@ MAX_NAME_CHARS = 80
 async def usable_models(client: MeshClient, key: KeyRecord) -> list[ModelInfo]:
     """The models that answer requests and that ``key`` may use. Raises MACHINE_OFFLINE for a runtime that is silent."""
     with _silence_is_offline():
-        models = await client.list_models()
-    return [model for model in models if model.state is ModelState.READY and key.allows(model.id)]
+        models = await client.list_models(key.machines)
+    return [model for model in models if key.allows(model.id)]
 
 
 async def usable_model(client: MeshClient, key: KeyRecord, name: str) -> ModelInfo:
-    """One of them. Raises MODEL_NOT_FOUND, and MACHINE_OFFLINE for a runtime that is silent."""
+    """One of them. Raises MODEL_NOT_FOUND, MODEL_NOT_ALLOWED, and MACHINE_OFFLINE for a runtime that is silent."""
     async with explaining(client, key, name):
         with _silence_is_offline():
-            model = await client.get_model(name)
-    if model.state is not ModelState.READY:
-        raise await not_found(client, key, name)
-    return model
+            return await client.get_model(name, key.machines)
 
 
 async def not_found(client: MeshClient, key: KeyRecord, name: str) -> MantlerError:

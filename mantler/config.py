@@ -23,7 +23,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from mantler.tenancy.keys import MIN_SECRET_CHARS, PREFIX, TOKEN_PREFIX, is_token, is_well_formed
+from mantler.tenancy.keys import (
+    MIN_SECRET_CHARS,
+    OPERATOR_PREFIX,
+    PREFIX,
+    TOKEN_PREFIX,
+    is_operator_token,
+    is_token,
+    is_well_formed,
+)
 
 ENV_PREFIX = "MANTLER_"
 CONFIG_FILE = "config.toml"
@@ -70,6 +78,12 @@ MAX_MACHINE_NAME_CHARS = 128
 def _machine_token(value: str) -> str:
     if not is_token(value):
         raise ValueError(f"must be {TOKEN_PREFIX} and what `mantler tokens create` printed after it")
+    return value
+
+
+def _operator_token(value: str) -> str:
+    if not is_operator_token(value):
+        raise ValueError(f"must be {OPERATOR_PREFIX} and what stands after it in operator-token of the facade's home")
     return value
 
 
@@ -133,6 +147,9 @@ File = Annotated[Path, AfterValidator(_file)]
 def default_home() -> Path:
     """``MANTLER_HOME``, or ``~/.mantler``. Raises ``ValueError`` like :func:`absolute`."""
     return absolute(Path(os.environ.get(f"{ENV_PREFIX}HOME") or "~/.mantler"))
+
+
+OperatorToken = Annotated[str, AfterValidator(_operator_token)]
 
 
 class Settings(BaseSettings):
@@ -284,6 +301,13 @@ class FacadeSettings(GrpcSettings):
         repr=False,
     )
 
+    operator_token: OperatorToken | None = Field(
+        None,
+        description="What operators show (mo_live_…), instead of what stands in operator-token of --home.",
+        json_schema_extra=SECRET,
+        repr=False,
+    )
+
     @property
     def runtimes(self) -> list[str]:
         """The addresses of all runtimes, each once."""
@@ -305,5 +329,23 @@ class ClientSettings(GrpcSettings):
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
 
 
-ALL_SETTINGS: tuple[type[Settings], ...] = (RuntimeSettings, FacadeSettings, UpSettings, ClientSettings)
+class OperatorSettings(GrpcSettings):
+    """The commands that operate a mesh, through a facade."""
+
+    grpc: Address = Field("127.0.0.1:50050", description="The facade's gRPC address, HOST:PORT.")
+    operator_token: OperatorToken | None = Field(
+        None,
+        description="Shown to the facade (mo_live_…), instead of what stands in operator-token of --home.",
+        json_schema_extra=SECRET,
+        repr=False,
+    )
+
+
+ALL_SETTINGS: tuple[type[Settings], ...] = (
+    RuntimeSettings,
+    FacadeSettings,
+    UpSettings,
+    ClientSettings,
+    OperatorSettings,
+)
 """Together they hold every key that the settings file may have."""

@@ -96,18 +96,31 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
 
     A status without our details comes from gRPC itself or from a stranger: its text is not passed on.
     """
-    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
-    return from_trailers(error.code(), metadata)
+    return from_trailers(error.code(), _trailers(error))
+
+
+def carried(error: grpc.aio.AioRpcError) -> MantlerError | None:
+    """The error that a failed call carries. ``None`` where gRPC itself or a stranger failed it."""
+    return _carried(_trailers(error))
 
 
 def from_trailers(status: grpc.StatusCode, trailers: Iterable[tuple[str, str | bytes]]) -> MantlerError:
-    """The same of a status and its trailing metadata."""
-    details = dict(trailers).get(DETAILS_KEY)
-    if isinstance(details, bytes) and (known := _from_details(details)) is not None:
+    """What :func:`from_rpc_error` says, of a status and its trailing metadata."""
+    known = _carried(trailers)
+    if known is not None:
         return known
     code, message = _FALLBACK.get(status, (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
     retry_after_s = 1.0 if TABLE[code].retryable and code is not ErrorCode.DEADLINE_EXCEEDED else None
     return MantlerError(code, message, retry_after_s=retry_after_s)
+
+
+def _trailers(error: grpc.aio.AioRpcError) -> Iterable[tuple[str, str | bytes]]:
+    return cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+
+
+def _carried(trailers: Iterable[tuple[str, str | bytes]]) -> MantlerError | None:
+    details = dict(trailers).get(DETAILS_KEY)
+    return _from_details(details) if isinstance(details, bytes) else None
 
 
 def _cut(message: str) -> str:

@@ -55,7 +55,11 @@ class EdgeGenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             prompt = wire.count_request_from_proto(request)
             async with caller.using(request.model) as reservation:
                 counted = await self._services.client.count_tokens(
-                    request.model, prompt, include_token_ids=request.include_token_ids, timeout_s=caller.remaining_s
+                    request.model,
+                    prompt,
+                    include_token_ids=request.include_token_ids,
+                    timeout_s=caller.remaining_s,
+                    allowed=caller.key.machines,
                 )
                 reservation.settle()
             response.tokens, response.context_length = counted.tokens, counted.context_length
@@ -74,7 +78,7 @@ class EdgeGenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             tokens = TokenPrompt(tuple(request.token_ids))
             async with caller.using(request.model) as reservation:
                 response.text = await self._services.client.detokenize(
-                    request.model, tokens, timeout_s=caller.remaining_s
+                    request.model, tokens, timeout_s=caller.remaining_s, allowed=caller.key.machines
                 )
                 reservation.settle()
         return response

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from facade.answer import json_answer
 from facade.body import read_json_body
-from facade.caller import admitted
+from facade.caller import Caller, admitted
 from facade.deadline import HEADER as DEADLINE
 from facade.deadline import timeout_s
 from facade.prompts import read_token_ids
@@ -22,7 +22,6 @@ from facade.token_bodies import (
     prompt_to_count,
 )
 from facade.web_state import EXCHANGE, SERVICES
-from mantler.routing.client import MeshClient
 
 _Body = TypeVar("_Body", TokenizeBody, DetokenizeBody)
 
@@ -40,7 +39,7 @@ async def detokenize(request: web.Request) -> web.Response:
 async def _answer(
     request: web.Request,
     parse: Callable[[bytes], _Body],
-    ask: Callable[[MeshClient, _Body, float], Awaitable[dict[str, Any]]],
+    ask: Callable[[Caller, _Body], Awaitable[dict[str, Any]]],
 ) -> web.Response:
     """Goes the way of a generation: key, a place, body, model access, rate limit, runtime."""
     services = request.app[SERVICES]
@@ -48,18 +47,27 @@ async def _answer(
     async with admitted(services, request[EXCHANGE], request.headers.get(hdrs.AUTHORIZATION), asked_s) as caller:
         body = parse(await read_json_body(request, services.settings.max_body_mb * 2**20))
         async with caller.using(body.model) as reservation:
-            answer = await ask(services.client, body, caller.remaining_s)
+            answer = await ask(caller, body)
             reservation.settle()
     return json_answer(answer)
 
 
-async def _tokenize(client: MeshClient, body: TokenizeBody, limit_s: float) -> dict[str, Any]:
+async def _tokenize(caller: Caller, body: TokenizeBody) -> dict[str, Any]:
     prompt = prompt_to_count(body)
     with spelled_as("messages", "messages" if body.prompt is None else "prompt"):
-        counted = await client.count_tokens(body.model, prompt, include_token_ids=True, timeout_s=limit_s)
+        counted = await caller.services.client.count_tokens(
+            body.model,
+            prompt,
+            include_token_ids=True,
+            timeout_s=caller.remaining_s,
+            allowed=caller.key.machines,
+        )
     return {"count": counted.tokens, "max_model_len": counted.context_length, "tokens": counted.token_ids}
 
 
-async def _detokenize(client: MeshClient, body: DetokenizeBody, limit_s: float) -> dict[str, Any]:
+async def _detokenize(caller: Caller, body: DetokenizeBody) -> dict[str, Any]:
     tokens = read_token_ids("tokens", body.tokens)
-    return {"prompt": await client.detokenize(body.model, tokens, timeout_s=limit_s)}
+    text = await caller.services.client.detokenize(
+        body.model, tokens, timeout_s=caller.remaining_s, allowed=caller.key.machines
+    )
+    return {"prompt": text}

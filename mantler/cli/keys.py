@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -51,6 +51,14 @@ def keys() -> None:
     multiple=True,
 )
 @option(
+    "--machines",
+    env="MANTLER_KEY_MACHINES",
+    help="Ids of machines that it may use, separated by commas; may be given several times.",
+    shown_default="all",
+    metavar="ID",
+    multiple=True,
+)
+@option(
     "--rpm",
     env="MANTLER_KEY_RPM",
     help="Requests per minute.",
@@ -78,6 +86,7 @@ def keys() -> None:
 def create(
     name: str,
     models: tuple[str, ...],
+    machines: tuple[str, ...],
     rpm: int | None,
     tpm: int | None,
     expires: str | None,
@@ -90,16 +99,30 @@ def create(
     Examples:
       export MANTLER_KEY=$(mantler keys create --name laptop)
       mantler keys create --models smollm2:135m --rpm 60 --tpm 100000 --expires 2030-12-31 --json
+      mantler keys create --name research --machines gpu1:50051,gpu2:50051
     """
     settings = read(FacadeSettings, flags)
-    allowed = tuple(part.strip() for item in models for part in item.split(",") if part.strip())
+    allowed = _parts(models)
     if models and not allowed:
         raise BadUsage("--models: names no model", hint="leave it out for a key that may use all models")
+    on = _parts(machines)
+    if machines and not on:
+        raise BadUsage("--machines: names no machine", hint="leave it out for a key that may use all machines")
     try:
         expires_unix_s = parse_expiry(expires, time.time()) if expires else None
     except ValueError as error:
         raise BadUsage(f"--expires: {error}, got {expires!r}") from error
-    key, record = asyncio.run(_create(settings.database_url, name, allowed or None, rpm, tpm, expires_unix_s))
+    key, record = asyncio.run(
+        _create(
+            settings.database_url,
+            name,
+            allowed_models=allowed or None,
+            allowed_machines=on or None,
+            requests_per_minute=rpm,
+            tokens_per_minute=tpm,
+            expires_unix_s=expires_unix_s,
+        )
+    )
     _warn_of_unknown(allowed, settings.models_dir)
     if json:
         print_json({"key": key, **asdict(record)})
@@ -124,7 +147,7 @@ def list_keys(json: bool, flags: dict[str, object]) -> None:
     if json:
         print_json([asdict(record) for record in records])
     elif records:
-        headers = ("id", "name", "key", "state", "models", "rpm", "tpm", "expires (UTC)", "created (UTC)")
+        headers = ("id", "name", "key", "state", "models", "machines", "rpm", "tpm", "expires (UTC)", "created (UTC)")
         print_table(headers, [_row(record) for record in records])
     else:
         note("No keys. `mantler keys create` makes one.")
@@ -150,24 +173,12 @@ def revoke(ids: tuple[str, ...], flags: dict[str, object]) -> None:
         raise CliError(f"there is no key {', '.join(missing)}", hint="`mantler keys list` shows the ids")
 
 
-async def _create(
-    url: str,
-    name: str,
-    models: tuple[str, ...] | None,
-    rpm: int | None,
-    tpm: int | None,
-    expires_unix_s: int | None,
-) -> tuple[str, KeyRecord]:
+async def _create(url: str, name: str, **granted: Any) -> tuple[str, KeyRecord]:
+    """``granted`` is what :meth:`KeyStore.create` takes."""
     from mantler.tenancy.store import KeyStore
 
     async with await KeyStore.open(url) as store:
-        return await store.create(
-            name,
-            allowed_models=models,
-            requests_per_minute=rpm,
-            tokens_per_minute=tpm,
-            expires_unix_s=expires_unix_s,
-        )
+        return await store.create(name, **granted)
 
 
 async def _list(url: str) -> list[KeyRecord]:
@@ -187,6 +198,11 @@ async def _revoke(url: str, ids: tuple[str, ...]) -> dict[str, KeyRecord]:
         for key_id in before:
             await store.revoke(key_id)
         return before
+
+
+def _parts(given: tuple[str, ...]) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for item in given for part in item.split(",") if part.strip())
 
 
 def _warn_of_unknown(models: tuple[str, ...], models_dir: Path) -> None:
@@ -218,6 +234,7 @@ def _row(record: KeyRecord) -> tuple[str, ...]:
         record.prefix,
         _state(record, time.time()),
         "all" if record.allowed_models is None else ",".join(record.allowed_models),
+        "all" if record.allowed_machines is None else ",".join(record.allowed_machines),
         "no limit" if record.requests_per_minute is None else str(record.requests_per_minute),
         "no limit" if record.tokens_per_minute is None else str(record.tokens_per_minute),
         "never" if record.expires_unix_s is None else show_time(record.expires_unix_s),

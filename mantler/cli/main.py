@@ -9,7 +9,22 @@ import click
 
 from mantler import __version__
 from mantler.__main__ import EXIT_INTERRUPTED
-from mantler.cli import certs, chat, doctor, keys, logs, models, pull, serve, up, version
+from mantler.cli import (
+    certs,
+    chat,
+    deploy,
+    doctor,
+    keys,
+    logs,
+    machines,
+    mantles,
+    models,
+    pull,
+    serve,
+    tokens,
+    up,
+    version,
+)
 from mantler.cli.commands import Group, hint
 from mantler.cli.drill.command import drill
 from mantler.cli.errors import EXIT_FAILED, CliError, show_error
@@ -23,6 +38,8 @@ from runtime_server.models.errors import PullError
     meant={
         "serve": "up", "start": "up", "run": "chat", "list": "models", "ls": "models", "ps": "models --remote",
         "rm": "models remove", "remove": "models remove",
+        "nodes": "machines", "cordon": "drain", "uncordon": "drain --undo", "load": "deploy", "unload": "undeploy",
+        "deployments": "mantles",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
@@ -42,11 +59,12 @@ def cli() -> None:
     """
 
 
-for _command in (up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, certs.certs, chat.chat):
+for _command in (
+    up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, certs.certs,
+    machines.machines, mantles.mantles, deploy.deploy, deploy.undeploy, machines.drain, tokens.tokens,
+    chat.chat, doctor.doctor, drill, version.version,
+):  # fmt: skip
     cli.add_command(_command)
-cli.add_command(doctor.doctor)
-cli.add_command(drill)
-cli.add_command(version.version)
 
 
 def main() -> None:

@@ -46,17 +46,17 @@ def pull(name: str, quantization: str, force: bool, as_name: str | None, flags: 
       mantler pull hf:Qwen/Qwen3-0.6B --quantization fp32
     """
     settings = read(ClientSettings, flags)
-    from mantler.cli.progress import PullProgress
+    from mantler.cli.progress import LoadBars
     from runtime_server.models.pull import pull as pull_model
 
-    with PullProgress(name) as progress:
+    with LoadBars() as bars:
         manifest = pull_model(
             name,
             settings.home,
             as_name=as_name,
             quantization=quantization,
             force=force,
-            progress=progress.show,
+            progress=bars.add(name).show,
             notice=note,
         )
     note(f"{manifest.id} is stored: {human_bytes(manifest.size_bytes)}, {manifest.quantization}.")
@@ -76,8 +76,8 @@ def ensure(settings: RuntimeSettings) -> None:
             note(f"{error.message} It is pulled again.")
             stored = False
         if not stored:
-            from mantler.cli.progress import PullProgress
+            from mantler.cli.progress import LoadBars
             from runtime_server.models.pull import pull as pull_model
 
-            with PullProgress(model_id) as progress:
-                pull_model(model_id, settings.home, progress=progress.show, notice=note)
+            with LoadBars() as bars:
+                pull_model(model_id, settings.home, progress=bars.add(model_id).show, notice=note)

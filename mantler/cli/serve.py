@@ -83,6 +83,8 @@ def facade(flags: dict[str, object], exit_with_stdin: bool) -> None:
     try:
         _run(serve(settings))
     except OSError as error:
+        if error.filename is not None:  # a file, not an address
+            raise
         raise CliError(f"cannot serve at {settings.http}: {error.strerror}", hint="choose another --http") from error
 
 

@@ -141,6 +141,10 @@ class Balancer:
         """Tokens that the machine holds, as far as this facade knows."""
         return self._loads.tokens(machine_id)
 
+    def own_tokens(self, machine_id: MachineId) -> int:
+        """Tokens of this facade's own requests there."""
+        return self._loads.own_tokens(machine_id)
+
     def circuit(self, machine_id: MachineId, now_s: float) -> BreakerState | None:
         """The state of a machine's circuit; ``None`` if it is offline."""
         breaker = self._breakers.get(machine_id)

@@ -53,6 +53,10 @@ class Loads:
         """Tokens that the machine holds."""
         return self._own.get(machine_id, 0) + self._others.get(machine_id, 0)
 
+    def own_tokens(self, machine_id: MachineId) -> int:
+        """Those of them that this facade has sent."""
+        return self._own.get(machine_id, 0)
+
     def slots(self, model: str, machine_id: MachineId) -> int:
         """Of a machine that serves ``model``."""
         return self._pools[model].slots[machine_id]

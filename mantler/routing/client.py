@@ -29,6 +29,7 @@ from mantler.messages import ChatPrompt, Event, GenerateRequest, ModelInfo, Star
 from mantler.routing.attempt import SILENT_S, Attempts
 from mantler.routing.clients import Clients
 from mantler.routing.memberships import Membership, Memberships
+from mantler.routing.operations import Operations
 from mantler.routing.prompt_bytes import prompt_bytes
 from mantler.routing.static import StaticMembership
 from mantler.routing.view import View
@@ -75,9 +76,14 @@ class _Progress:
 class MeshClient:
     """Sends each request to a machine that can answer it. Lives on one event loop; see :func:`connected`.
 
+    Wherever ``allowed`` is an argument, only these machines count; ``None`` is all.
+
     Args:
         resume_within_s: how long a stream that lost its machine waits for another one, or for the same one to come
             back.
+
+    Attributes:
+        operations: what operators see and change.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class MeshClient:
         self._clients = clients
         self._membership = membership
         self._resume_within_s = resume_within_s
+        self.operations = Operations(view, balancer, clients)
         self._attempts = Attempts()
         self._budget = RetryBudget(time.monotonic())
         self._backoff = Backoff()
@@ -95,20 +102,23 @@ class MeshClient:
         self._changed = asyncio.Event()
         view.directory.subscribe(self._take)
 
-    async def generate(self, request: GenerateRequest, timeout_s: float) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: GenerateRequest, timeout_s: float, *, allowed: frozenset[MachineId] | None = None
+    ) -> AsyncGenerator[Event, None]:
         """The events of one request, in order and without gaps, each choice finished, whatever machines die meanwhile.
 
         Closing the iterator cancels the call. Iterate inside ``contextlib.aclosing``.
 
         Raises:
-            MantlerError: of the last machine that was tried, or MACHINE_OFFLINE where there is none.
+            MantlerError: of the last machine that was tried, MACHINE_OFFLINE where there is none, or MODEL_NOT_ALLOWED
+                where only machines that are not allowed serve the model.
         """
         if request.sampling.seed is None:
             # So that another machine draws the same tokens.
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(64)))
         continuation = Continuation(request)
         progress = _Progress(time.monotonic() + timeout_s)
-        wanted = _wanted(request)
+        wanted = _wanted(request, allowed)
         self._budget.count_request(time.monotonic())
         while True:
             assignment = await self._place(wanted, progress, continuation)
@@ -136,35 +146,45 @@ class MeshClient:
         *,
         include_token_ids: bool = False,
         timeout_s: float = UNARY_TIMEOUT_S,
+        allowed: frozenset[MachineId] | None = None,
     ) -> TokenCount:
         """See :meth:`RuntimeClient.count_tokens`."""
         return await self._ask(
-            model,
+            Request(model, 0, allowed=allowed),
             timeout_s,
             lambda client, rest_s: client.count_tokens(
                 model, prompt, include_token_ids=include_token_ids, timeout_s=rest_s
             ),
         )
 
-    async def detokenize(self, model: str, tokens: TokenPrompt, *, timeout_s: float = UNARY_TIMEOUT_S) -> str:
+    async def detokenize(
+        self,
+        model: str,
+        tokens: TokenPrompt,
+        *,
+        timeout_s: float = UNARY_TIMEOUT_S,
+        allowed: frozenset[MachineId] | None = None,
+    ) -> str:
         """See :meth:`RuntimeClient.detokenize`."""
         return await self._ask(
-            model, timeout_s, lambda client, rest_s: client.detokenize(model, tokens, timeout_s=rest_s)
+            Request(model, 0, allowed=allowed),
+            timeout_s,
+            lambda client, rest_s: client.detokenize(model, tokens, timeout_s=rest_s),
         )
 
-    async def list_models(self) -> list[ModelInfo]:
-        """Every model of the machines that are online, ordered by id. Raises MACHINE_OFFLINE where none is."""
+    async def list_models(self, allowed: frozenset[MachineId] | None = None) -> list[ModelInfo]:
+        """Every model that some machine serves, ordered by id. Raises MACHINE_OFFLINE where no machine is online."""
         await self._membership.refresh()
         if not len(self._view.directory):
             raise _no_machine()
-        return self._view.models()
+        return self._view.served(allowed)
 
-    async def get_model(self, name: str) -> ModelInfo:
-        """One of them. Raises MODEL_NOT_FOUND."""
-        models = await self.list_models()
+    async def get_model(self, name: str, allowed: frozenset[MachineId] | None = None) -> ModelInfo:
+        """One of them. Raises MODEL_NOT_FOUND, or MODEL_NOT_ALLOWED where only other machines serve it."""
+        models = await self.list_models(allowed)
         found = next((model for model in models if model.id == name), None)
         if found is None:
-            raise _no_model(name)
+            raise _not_allowed() if self._view.directory.serving(name) else _no_model(name)
         return found
 
     async def _attempt(
@@ -249,14 +269,14 @@ class MeshClient:
         await asyncio.sleep(wait_s)
 
     async def _ask(
-        self, model: str, timeout_s: float, call: Callable[[RuntimeClient, float], Awaitable[Result]]
+        self, wanted: Request, timeout_s: float, call: Callable[[RuntimeClient, float], Awaitable[Result]]
     ) -> Result:
-        """The answer of some machine that serves ``model``."""
+        """The answer of some machine that serves the model."""
         progress = _Progress(time.monotonic() + timeout_s)
-        nothing = Continuation(GenerateRequest("ask", model, TextPrompt("")))
+        nothing = Continuation(GenerateRequest("ask", wanted.model, TextPrompt("")))
         self._budget.count_request(time.monotonic())
         while True:
-            assignment = await self._place(Request(model, 0), progress, nothing)
+            assignment = await self._place(wanted, progress, nothing)
             result = Outcome.NEITHER
             try:
                 answer = await call(self._clients.at(assignment.machine.address), progress.remaining_s)
@@ -272,11 +292,7 @@ class MeshClient:
         if refusal is Refusal.NO_SUCH_MODEL and len(self._view.directory):
             return _no_model(model)
         if refusal is Refusal.NONE_ALLOWED:
-            return MantlerError(
-                ErrorCode.MODEL_NOT_ALLOWED,
-                "This API key may not use the machines that serve the model.",
-                param="model",
-            )
+            return _not_allowed()
         if len(self._view.directory):
             return MantlerError(
                 ErrorCode.RUNTIME_UNAVAILABLE, f"No machine serves {model} right now.", retry_after_s=1.0
@@ -337,17 +353,23 @@ async def connected(
             await membership.close()
 
 
-def _wanted(request: GenerateRequest) -> Request:
+def _wanted(request: GenerateRequest, allowed: frozenset[MachineId] | None) -> Request:
     """What the choice of a machine depends on."""
     salt = (request.cache_salt or "").encode()
     prefix = chain(prompt_bytes(request.prompt), salt)
     tokens = request.n * estimate_tokens(prefix.total_bytes, request.stop.max_tokens)
-    return Request(request.model, tokens, prefix)
+    return Request(request.model, tokens, prefix, allowed)
 
 
 def _no_machine() -> MantlerError:
     return MantlerError(
         ErrorCode.MACHINE_OFFLINE, "The machine is offline or its runtime does not answer.", retry_after_s=1.0
+    )
+
+
+def _not_allowed() -> MantlerError:
+    return MantlerError(
+        ErrorCode.MODEL_NOT_ALLOWED, "This API key may not use the machines that serve the model.", param="model"
     )
 
 

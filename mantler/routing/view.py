@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from mantler.mesh.directory import Change, Directory, MachineChange
@@ -45,14 +45,16 @@ class View:
         """The longest gone first."""
         directory.subscribe(self._take)
 
-    def models(self) -> list[ModelInfo]:
-        """Every model of a machine that is online, once, ordered by id; where several have it, one that serves it."""
+    def served(self, allowed: Container[MachineId] | None = None) -> list[ModelInfo]:
+        """Every model that takes requests on some machine, once, ordered by id.
+
+        Args:
+            allowed: the machines that count; ``None`` is all.
+        """
         found: dict[str, ModelInfo] = {}
         for machine_id, machine in self._infos.items():
-            if machine_id not in self._offline:
-                for model in machine.models:
-                    if model.id not in found or model.state is ModelState.READY:
-                        found[model.id] = model
+            if machine_id not in self._offline and not machine.draining and (allowed is None or machine_id in allowed):
+                found.update({model.id: model for model in machine.models if model.state is ModelState.READY})
         return [found[name] for name in sorted(found)]
 
     def machines(self) -> list[SeenMachine]:

@@ -1,4 +1,4 @@
-"""API keys and machine tokens as text: how they are made, recognised, hashed and shown."""
+"""API keys and tokens as text: how they are made, recognised, hashed and shown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ PREFIX = "mk_live_"
 """What every key begins with, so that scanners find a leaked one."""
 TOKEN_PREFIX = "mt_live_"  # noqa: S105 - the beginning of all of them
 """The same of machine tokens."""
+OPERATOR_PREFIX = "mo_live_"
+"""The same of operators' tokens."""
 SECRET_BYTES = 32
 """Random bytes of a minted key or token: 256 bits."""
 MIN_SECRET_CHARS = 24
@@ -19,6 +21,7 @@ SHOWN_SECRET_CHARS = 4
 _SECRET = rf"[A-Za-z0-9_-]{{{MIN_SECRET_CHARS},{MAX_SECRET_CHARS}}}"
 _KEY = re.compile(PREFIX + _SECRET)
 _TOKEN = re.compile(TOKEN_PREFIX + _SECRET)
+_OPERATOR_TOKEN = re.compile(OPERATOR_PREFIX + _SECRET)
 
 
 def mint_key() -> str:
@@ -29,6 +32,11 @@ def mint_key() -> str:
 def mint_token() -> str:
     """A new machine token, of the same strength."""
     return TOKEN_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+
+
+def mint_operator_token() -> str:
+    """A new operator's token, of the same strength."""
+    return OPERATOR_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
 
 
 def mint_key_id() -> str:
@@ -44,6 +52,11 @@ def is_well_formed(key: str) -> bool:
 def is_token(text: str) -> bool:
     """The same of machine tokens."""
     return _TOKEN.fullmatch(text) is not None
+
+
+def is_operator_token(text: str) -> bool:
+    """The same of operators' tokens."""
+    return _OPERATOR_TOKEN.fullmatch(text) is not None
 
 
 def hash_key(key: str) -> str:

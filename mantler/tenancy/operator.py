@@ -1,37 +1,50 @@
 """The operator's token: whoever can read it may change what a mesh serves.
 
 It lies in a private file of the facade's home, so that commands on that machine need nothing else. Operators elsewhere
-get a copy in ``MANTLER_OPERATOR_TOKEN``. A new one is made when the file is deleted.
+get a copy in ``MANTLER_OPERATOR_TOKEN``. A facade that starts without the file makes a new one.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import tempfile
 from pathlib import Path
 
-from mantler.tenancy.keys import SECRET_BYTES
+from mantler.errors import invalid
+from mantler.tenancy.keys import is_operator_token, mint_operator_token
 
-OPERATOR_PREFIX = "mo_live_"
 FILE = "operator-token"
 
 
-def operator_token(home: Path) -> str:
-    """The token of ``home``, made where there is none. Raises ``OSError``."""
+def read_operator_token(home: Path) -> str | None:
+    """The token of ``home``, if it has one.
+
+    Raises ``OSError``, and INVALID_PARAMETER where the file holds something else.
+    """
     path = home / FILE
     try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        pass
+        token = path.read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not is_operator_token(token):
+        raise invalid("operator_token", f"{path} holds no operator's token; the facade makes one where it is missing.")
+    return token
+
+
+def operator_token(home: Path) -> str:
+    """The token of ``home``, made where there is none. Raises as :func:`read_operator_token` does."""
+    token = read_operator_token(home)
+    if token is not None:
+        return token
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = home / f".{FILE}.{os.getpid()}"
-    draft.touch(mode=0o600)
+    handle, draft = tempfile.mkstemp(prefix=f".{FILE}.", dir=home)
     try:
-        draft.write_text(OPERATOR_PREFIX + secrets.token_urlsafe(SECRET_BYTES) + "\n", encoding="ascii")
+        with open(handle, "w", encoding="ascii") as file:
+            file.write(mint_operator_token() + "\n")
         # Whole or not at all, and never over one that another process has made meanwhile.
-        os.link(draft, path)
+        os.link(draft, home / FILE)
     except FileExistsError:
         pass
     finally:
-        draft.unlink()
-    return path.read_text(encoding="ascii").strip()
+        os.unlink(draft)
+    return operator_token(home)

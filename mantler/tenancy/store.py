@@ -13,6 +13,7 @@ from sqlalchemy import BigInteger, Column, Integer, RowMapping, String, Table, T
 from sqlalchemy.exc import IntegrityError
 
 from mantler.errors import invalid
+from mantler.mesh.machine import MachineId
 from mantler.tenancy.database import METADATA, Database, unavailable
 from mantler.tenancy.keys import (
     MIN_SECRET_CHARS,
@@ -41,6 +42,7 @@ _keys = Table(
     Column("expires_unix_s", BigInteger),
     Column("revoked_unix_s", BigInteger),
     Column("tokens_per_minute", Integer),
+    Column("allowed_machines", Text),
 )
 
 
@@ -61,10 +63,17 @@ class KeyRecord:
     revoked_unix_s: int | None
     tokens_per_minute: int | None = None
     """``None`` sets no limit."""
+    allowed_machines: tuple[str, ...] | None = None
+    """Ids. ``None`` allows all."""
 
     def allows(self, model: str) -> bool:
         """Whether the key may use ``model``."""
         return self.allowed_models is None or model in self.allowed_models
+
+    @property
+    def machines(self) -> frozenset[MachineId] | None:
+        """The machines that the key may use; ``None`` for all."""
+        return None if self.allowed_machines is None else frozenset(map(MachineId, self.allowed_machines))
 
 
 class KeyStore:
@@ -101,13 +110,22 @@ class KeyStore:
         name: str,
         *,
         allowed_models: tuple[str, ...] | None = None,
+        allowed_machines: tuple[str, ...] | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         expires_unix_s: int | None = None,
     ) -> tuple[str, KeyRecord]:
         """A new key and its record. The key cannot be shown again."""
         key = mint_key()
-        record = self._record(key, name, allowed_models, requests_per_minute, tokens_per_minute, expires_unix_s)
+        record = self._record(
+            key,
+            name,
+            allowed_models=allowed_models,
+            allowed_machines=allowed_machines,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            expires_unix_s=expires_unix_s,
+        )
         await self._insert(key, record)
         return key, record
 
@@ -121,7 +139,7 @@ class KeyStore:
                 "bootstrap_key",
                 f"must be {PREFIX} and at least {MIN_SECRET_CHARS} further letters, digits, '-' or '_'.",
             )
-        record = self._record(key, name, None, None, None, None)
+        record = self._record(key, name)
         try:
             await self._insert(key, record)
         except _KeyExistsError:
@@ -159,10 +177,12 @@ class KeyStore:
         self,
         key: str,
         name: str,
-        allowed_models: tuple[str, ...] | None,
-        requests_per_minute: int | None,
-        tokens_per_minute: int | None,
-        expires_unix_s: int | None,
+        *,
+        allowed_models: tuple[str, ...] | None = None,
+        allowed_machines: tuple[str, ...] | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        expires_unix_s: int | None = None,
     ) -> KeyRecord:
         if not (name.strip() and name.isprintable() and len(name) <= MAX_NAME_CHARS):
             raise invalid("name", f"must be 1 to {MAX_NAME_CHARS} printable characters.")
@@ -180,13 +200,15 @@ class KeyStore:
             expires_unix_s=expires_unix_s,
             revoked_unix_s=None,
             tokens_per_minute=tokens_per_minute,
+            allowed_machines=allowed_machines,
         )
 
     async def _insert(self, key: str, record: KeyRecord) -> None:
         values = {column.name: getattr(record, column.name) for column in _keys.c if column.name != "hash"}
         values["hash"] = hash_key(key)
-        if record.allowed_models is not None:
-            values["allowed_models"] = json.dumps(record.allowed_models)
+        for field in ("allowed_models", "allowed_machines"):
+            if values[field] is not None:
+                values[field] = json.dumps(values[field])
         async with self._database.transaction() as connection:
             try:
                 await connection.execute(insert(_keys).values(values))
@@ -199,15 +221,19 @@ class _KeyExistsError(Exception):
 
 
 def _from_row(row: RowMapping) -> KeyRecord:
-    allowed = row["allowed_models"]
     return KeyRecord(
         id=row["id"],
         name=row["name"],
         prefix=row["prefix"],
-        allowed_models=None if allowed is None else tuple(json.loads(allowed)),
+        allowed_models=_strings(row["allowed_models"]),
         requests_per_minute=row["requests_per_minute"],
         created_unix_s=row["created_unix_s"],
         expires_unix_s=row["expires_unix_s"],
         revoked_unix_s=row["revoked_unix_s"],
         tokens_per_minute=row["tokens_per_minute"],
+        allowed_machines=_strings(row["allowed_machines"]),
     )
+
+
+def _strings(stored: str | None) -> tuple[str, ...] | None:
+    return None if stored is None else tuple(json.loads(stored))

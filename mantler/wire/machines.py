@@ -6,7 +6,8 @@ from mantler import messages as m
 from mantler.config import MAX_MACHINE_NAME_CHARS
 from mantler.errors import invalid
 from mantler.mesh.machine import LoadReport, MachineId, ModelLoad
-from mantler.v1 import machine_pb2
+from mantler.mesh.status import MachineStatus
+from mantler.v1 import admin_pb2, machine_pb2
 from mantler.wire.models import model_from_proto, model_to_proto
 
 MAX_MACHINE_MODELS = 1000
@@ -78,4 +79,27 @@ def load_from_proto(machine_id: MachineId, message: machine_pb2.MachineLoad) -> 
             ModelLoad(load.model, running=load.running, queued=load.queued, running_tokens=load.held_tokens)
             for load in message.models
         ),
+    )
+
+
+def status_to_proto(status: MachineStatus) -> admin_pb2.MeshMachine:
+    """A machine as a facade sees it, for the wire."""
+    return admin_pb2.MeshMachine(
+        machine=machine_to_proto(status.info),
+        online=status.online,
+        load=None if status.report is None else load_to_proto(status.report),
+        own_tokens=status.own_tokens,
+        broken=status.broken,
+    )
+
+
+def status_from_proto(message: admin_pb2.MeshMachine) -> MachineStatus:
+    """A machine as a facade sees it, off the wire. Raises ``MantlerError`` for one that cannot be."""
+    info = machine_from_proto(message.machine)
+    return MachineStatus(
+        info,
+        message.online,
+        load_from_proto(MachineId(info.id), message.load) if message.HasField("load") else None,
+        message.own_tokens,
+        message.broken,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from mantler import messages as m
-from mantler.v1 import model_pb2
+from mantler.v1 import admin_pb2, model_pb2
 
 _STATES = {
     m.ModelState.STORED: model_pb2.MODEL_STATE_STORED,
@@ -93,13 +93,24 @@ def progress_to_proto(progress: m.LoadProgress) -> model_pb2.LoadModelResponse:
     )
 
 
-def progress_from_proto(message: model_pb2.LoadModelResponse) -> m.LoadProgress:
+def progress_from_proto(message: model_pb2.LoadModelResponse | admin_pb2.DeployModelResponse) -> m.LoadProgress:
     """A load's progress off the wire."""
     return m.LoadProgress(
         stage=_STAGES_BACK[message.stage],
         completed_bytes=message.completed_bytes,
         total_bytes=message.total_bytes,
         model=model_from_proto(message.model) if message.HasField("model") else None,
+    )
+
+
+def deploy_progress_to_proto(progress: m.LoadProgress) -> admin_pb2.DeployModelResponse:
+    """The same, as operators get it."""
+    message = progress_to_proto(progress)
+    return admin_pb2.DeployModelResponse(
+        stage=message.stage,
+        completed_bytes=message.completed_bytes,
+        total_bytes=message.total_bytes,
+        model=message.model if message.HasField("model") else None,
     )
 
 

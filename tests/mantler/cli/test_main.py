@@ -36,8 +36,9 @@ ALL = dict(commands())
 
 def test_all_commands_are_there() -> None:
     names = (
-        "up runtime facade pull models keys certs chat doctor drill version models:remove keys:create keys:list "
-        "keys:revoke certs:init certs:issue certs:list"
+        "up runtime facade pull models keys certs machines mantles deploy undeploy drain tokens chat doctor drill "
+        "version models:remove keys:create keys:list keys:revoke certs:init certs:issue certs:list "
+        "tokens:create tokens:list tokens:revoke"
     )
     assert set(ALL) == {tuple(name.split(":")) for name in names.split()}
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from mantler.cli.progress import PullProgress
+from mantler.cli.progress import LoadBars
 from mantler.cli.terminal import human_bytes
 from mantler.messages import LoadProgress, LoadStage
 from tests.fake_runtime import FakeRuntime
@@ -66,16 +66,18 @@ def reports() -> list[LoadProgress]:
 
 def test_a_bar_in_a_terminal() -> None:
     screen = io.StringIO()
-    with PullProgress("a:1", Console(file=screen, force_terminal=True, width=100)) as progress:
+    with LoadBars(Console(file=screen, force_terminal=True, width=100)) as bars:
+        bar = bars.add("a:1")
         for report in reports():
-            progress.show(report)
+            bar.show(report)
     assert "converting a:1" in screen.getvalue()
 
 
 def test_a_line_per_tenth_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
-    with PullProgress("a:1", Console(file=io.StringIO())) as progress:
+    with LoadBars(Console(file=io.StringIO())) as bars:
+        bar = bars.add("a:1")
         for report in reports():
-            progress.show(report)
+            bar.show(report)
     assert capsys.readouterr().err == (
         "downloading a:1 (2.0 MB)\n"
         "downloading a:1: 50 %, 1.0 MB of 2.0 MB\n"

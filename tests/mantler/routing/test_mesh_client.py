@@ -257,7 +257,7 @@ async def test_models_are_those_of_all_machines(mesh: Mesh) -> None:
     mesh.machines[1].models["extra:1"] = model("extra:1")
     mesh.machines[2].models[MODEL] = model(MODEL, m.ModelState.LOADING)
     names = [each.id for each in await mesh.client.list_models()]
-    assert names == ["cold:1b", "extra:1", "org/other:tag", MODEL]
+    assert names == ["extra:1", "org/other:tag", MODEL]
     assert (await mesh.client.get_model(MODEL)).state is m.ModelState.READY
     assert await answer(mesh.client, replace(request(), model="extra:1")) == [WORDS]
     assert [len(machine.requests) for machine in mesh.machines] == [0, 1, 0]
