@@ -24,7 +24,7 @@ from mantler import wire
 from mantler.client import SERVER_OPTIONS
 from mantler.errors import ErrorCode, MantlerError
 from mantler.grpc_errors import abort
-from mantler.mesh.machine import LoadReport, MachineId
+from mantler.mesh.machine import LoadReport, MachineId, ModelLoad
 from mantler.security.transport import Security
 from mantler.v1 import (
     generation_pb2,
@@ -38,6 +38,7 @@ from mantler.v1 import (
 Body = m.Started | m.Delta | m.Finished
 Said = Body | tuple[int, Body]
 Script = Callable[[m.GenerateRequest], AsyncGenerator[Said, None]]
+LoadScript = Callable[[], AsyncGenerator[m.LoadProgress, None]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 FINGERPRINT = "fp_fake"
@@ -114,6 +115,11 @@ def token_logprob(token_id: int, word: str, top: int) -> m.TokenLogprob:
     return m.TokenLogprob(m.TokenCandidate(token_id, word.encode(), -0.5), tuple(others))
 
 
+async def load() -> AsyncGenerator[m.LoadProgress, None]:
+    """What the machine reports of a load before it is ready."""
+    yield m.LoadProgress(m.LoadStage.LOADING, 1, 2)
+
+
 def failing(error: MantlerError, after: tuple[Body, ...] = ()) -> Script:
     """A script that says ``after`` and then fails."""
 
@@ -154,6 +160,9 @@ class FakeRuntime:
         """Of the machine. Empty means its address."""
         self._security = security or Security()
         self.script: Script = echo
+        self.load_script: LoadScript = load
+        self.loads: tuple[ModelLoad, ...] = ()
+        """What it says of how busy it is."""
         self.models = {known.id: known for known in (model("smollm2:135m"), model("org/other:tag"))}
         self.models["cold:1b"] = model("cold:1b", m.ModelState.STORED)
         self.requests: list[m.GenerateRequest] = []
@@ -219,7 +228,7 @@ class FakeRuntime:
 
     def load(self) -> LoadReport:
         """How busy it says that it is."""
-        return LoadReport(MachineId(self.name or self.address), self.epoch, self._revision, ())
+        return LoadReport(MachineId(self.name or self.address), self.epoch, self._revision, self.loads)
 
     def known(self, model_id: str) -> m.ModelInfo:
         """A model of the store. Raises MODEL_NOT_FOUND."""
@@ -321,7 +330,9 @@ class _Models(model_pb2_grpc.ModelServiceServicer):
             self._runtime.known(request.model)
         except MantlerError as error:
             await abort(context, error)
-        yield wire.progress_to_proto(m.LoadProgress(m.LoadStage.LOADING, 1, 2))
+        async with contextlib.aclosing(self._runtime.load_script()) as reports:
+            async for report in reports:
+                yield wire.progress_to_proto(report)
         ready = self._runtime.models[request.model] = model(request.model)
         yield wire.progress_to_proto(m.LoadProgress(m.LoadStage.READY, 2, 2, ready))
 

@@ -19,11 +19,11 @@ from facade.schema import ChatBody
 from mantler.cli.main import cli
 from mantler.cli.settings import variable_name
 from mantler.config import ALL_SETTINGS
-from mantler.v1 import generation_pb2, model_pb2
+from mantler.v1 import admin_pb2, generation_pb2, model_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SERVICES = (generation_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR)
+SERVICES = (generation_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)
 """Importing them is what puts them into the descriptor pool."""
 
 SHELL_VARIABLES = {"MANTLER_KEY"}

@@ -19,7 +19,7 @@ class LoadBars:
         self._console = console or Console(stderr=True)
         self._bars = (
             Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 DownloadColumn(),
                 TimeRemainingColumn(),

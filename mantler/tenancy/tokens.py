@@ -51,9 +51,9 @@ class TokenStore:
         self._clock = clock
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, *, clock: Callable[[], float] = time.time) -> Self:
         """Of the database at ``url``; see :meth:`Database.open`."""
-        return cls(await Database.open(url))
+        return cls(await Database.open(url), clock=clock)
 
     async def __aenter__(self) -> Self:
         return self

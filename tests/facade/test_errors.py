@@ -142,9 +142,11 @@ async def test_404_for_addresses_says_what_is_served(facade: Facade, path: str, 
     async with facade.http.post(f"{facade.url}{path}", json={}) as response:
         body = await response.json()
     assert (response.status, *error_of(body)) == (404, "not_found_error", "route_not_found")
-    served = "This server has POST /v1/chat/completions, POST /v1/completions, POST /v1/tokenize, POST /v1/detokenize, "
-    served += "POST /mantler.v1.{service}/{method}, GET /v1/models, GET /v1/models/{id}, GET /health, GET /openapi.json "
-    served += "and GET /docs."
+    served = "This server has POST /v1/chat/completions, POST /v1/completions, POST /v1/tokenize, "
+    served += (
+        "POST /v1/detokenize, POST /mantler.v1.{service}/{method}, GET /v1/models, GET /v1/models/{id}, GET /health, "
+    )
+    served += "GET /openapi.json and GET /docs."
     assert body["error"]["message"] == f"{words} {served}"
 
 

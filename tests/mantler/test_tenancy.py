@@ -191,7 +191,7 @@ CREATE TABLE api_keys (
 """
 
 
-async def test_a_database_without_a_limit_of_tokens_gets_one(tmp_path: Path) -> None:
+async def test_a_database_of_an_earlier_version_gets_what_it_lacks(tmp_path: Path) -> None:
     key = mint_key()
     values = ("key_1", "old", hash_key(key), display_prefix(key), '["m:1"]', 5, 1000, 2000, 1500)
     with contextlib.closing(sqlite3.connect(tmp_path / "k.db")) as database, database:
@@ -210,10 +210,15 @@ async def test_a_database_without_a_limit_of_tokens_gets_one(tmp_path: Path) -> 
             expires_unix_s=2000,
             revoked_unix_s=1500,
             tokens_per_minute=None,
+            allowed_machines=None,
         )
         await store.close()
     async with await KeyStore.open(url) as store:
-        await store.create("new", tokens_per_minute=100)
+        granted, _ = await store.create("new", tokens_per_minute=100, allowed_machines=("gpu1", "gpu2"))
+        found = await store.find(granted)
+        assert found is not None
+        assert found.allowed_machines == ("gpu1", "gpu2")
+        assert sorted(found.machines or ()) == ["gpu1", "gpu2"]
         assert {record.name: record.tokens_per_minute for record in await store.list_keys()} == {
             "old": None,
             "new": 100,

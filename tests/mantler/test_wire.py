@@ -16,8 +16,10 @@ from mantler import messages as m
 from mantler import wire
 from mantler.errors import TABLE, ErrorCode, MantlerError
 from mantler.grpc_errors import DETAILS_KEY, from_rpc_error, status_code, to_status
+from mantler.mesh.machine import LoadReport, MachineId, ModelLoad
+from mantler.mesh.status import MachineStatus
 from mantler.messages import NamedTool, Tool, ToolCallDelta, ToolChoice, ToolChoiceMode
-from mantler.v1 import chat_pb2, generation_pb2
+from mantler.v1 import admin_pb2, chat_pb2, generation_pb2
 
 texts = st.text(max_size=20)
 uint32 = st.integers(0, 2**32 - 1)
@@ -106,6 +108,42 @@ models = st.builds(
     created_unix_s=st.integers(0, 2**32),
     deployment=st.none() | deployments,
 )
+
+
+loads = st.builds(ModelLoad, texts, running=uint32, queued=uint32, running_tokens=st.integers(0, 2**63))
+machine_ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=9)
+slotted = models.filter(lambda model: model.deployment is None or model.deployment.slots > 0)
+
+
+@given(
+    st.builds(
+        m.MachineInfo,
+        machine_ids,
+        st.integers(1, 2**63),
+        st.integers(0, 2**63),
+        texts,
+        st.lists(slotted, max_size=3, unique_by=lambda model: model.id).map(tuple),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.none() | st.lists(loads, max_size=3).map(tuple),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**63),
+)
+def test_machines_as_operators_see_them(
+    info: m.MachineInfo, busy: tuple[ModelLoad, ...] | None, online: bool, broken: bool, own_tokens: int
+) -> None:
+    report = None if busy is None else LoadReport(MachineId(info.id), info.epoch, 7, busy)
+    status = MachineStatus(info, online, report, own_tokens, broken)
+    raw = wire.status_to_proto(status).SerializeToString()
+    assert wire.status_from_proto(admin_pb2.MeshMachine.FromString(raw)) == status
+
+
+@given(st.builds(m.LoadProgress, st.sampled_from(m.LoadStage), counts, counts, st.none() | models))
+def test_the_progress_that_operators_get(progress: m.LoadProgress) -> None:
+    raw = wire.deploy_progress_to_proto(progress).SerializeToString()
+    assert wire.progress_from_proto(admin_pb2.DeployModelResponse.FromString(raw)) == progress
 
 
 @given(requests)

@@ -19,7 +19,16 @@ from tests.mantler.cli.conftest import Mantler, Result
 
 async def mantler_process(*arguments: str) -> Result:
     """Runs the command as a child, beside a server of this process."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "mantler", *arguments, stdout=-1, stderr=-1)
+    return await ended(await started(*arguments))
+
+
+async def started(*arguments: str) -> asyncio.subprocess.Process:
+    """The command as a child."""
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "mantler", *arguments, stdout=-1, stderr=-1)
+
+
+async def ended(process: asyncio.subprocess.Process) -> Result:
+    """What it leaves behind, besides what was read already."""
     out, err = await asyncio.wait_for(process.communicate(), 20)
     return Result(process.returncode or 0, out.decode(), err.decode())
 
@@ -89,3 +98,17 @@ def test_a_line_per_tenth_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bytes_for_people() -> None:
     sizes = {0: "0 B", 999: "999 B", 1000: "1.0 kB", 93_000_000: "93.0 MB", 538_000_000: "538 MB", 999_999: "1.0 MB"}
     assert {count: human_bytes(count) for count in sizes} == sizes
+
+
+def test_several_bars_and_a_line_beside_them() -> None:
+    screen = io.StringIO()
+    with LoadBars(Console(file=screen, force_terminal=True, width=100)) as bars:
+        first, second = bars.add("a:1 on [gpu1]"), bars.add("a:1 on gpu2")
+        first.show(reports()[0])
+        second.show(reports()[2])
+        first.end()
+        bars.note("gpu1 serves a:1.")
+        second.show(reports()[3])
+    assert "downloading a:1 on [gpu1]" in screen.getvalue()
+    assert "converting a:1 on gpu2" in screen.getvalue()
+    assert "gpu1 serves a:1." in screen.getvalue()
