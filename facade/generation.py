@@ -116,19 +116,16 @@ async def _relay(events: AsyncIterator[Event], asked: Asked, stream: EventStream
         tally.take(event)
         part = event.body
         if isinstance(part, Delta):
-            for data in reply.delta(event.index, part):
-                await stream.send(data)
+            await stream.send(*reply.delta(event.index, part))
         elif isinstance(part, Started):
             if begun:
                 continue
             begun = True
             await stream.open()
-            for data in reply.begin(part):
-                await stream.send(data)
+            await stream.send(*reply.begin(part))
         else:
             await stream.send(reply.finish(event.index, part.reason))
-    for data in reply.end(tally.total()):
-        await stream.send(data)
+    await stream.send(*reply.end(tally.total()))
     return stream.response
 
 

@@ -60,10 +60,11 @@ class EventStream:
         if not self.is_open:
             await self.response.prepare(self._request)
 
-    async def send(self, data: bytes) -> None:
-        """One event. ``data`` holds no line break."""
-        await self.response.write(b"data: %b\n\n" % data)
-        self._last_write_s = self._now()
+    async def send(self, *events: bytes) -> None:
+        """The data of one event or of several, which leave together. None of them holds a line break."""
+        if events:
+            await self._request.writer.write(b"data: " + b"\n\ndata: ".join(events) + b"\n\n")
+            self._last_write_s = self._now()
 
     async def finish(self, last: bytes = b"", *, name: bytes = b"") -> None:
         """The last event, unless it is empty, and the end of the body.

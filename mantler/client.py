@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from types import TracebackType
@@ -120,7 +122,7 @@ class RuntimeClient:
         await self._channel.close(None)
 
     async def generate(
-        self, request: m.GenerateRequest, timeout_s: float, given_up: GivenUp | None = None
+        self, request: m.GenerateRequest, timeout_s: float, watch: CallWatch | None = None
     ) -> AsyncGenerator[m.Event, None]:
         """The events of one request, in order and without gaps, each choice finished.
 
@@ -128,20 +130,23 @@ class RuntimeClient:
         Iterate inside ``contextlib.aclosing``, or it is closed only when it is collected.
 
         Args:
-            given_up: ends the call from outside, with MACHINE_OFFLINE.
+            watch: sees the call from outside, and can end it with MACHINE_OFFLINE.
         """
         call = self._generation.Generate(wire.request_to_proto(request), timeout=timeout_s, metadata=self._metadata)
-        if given_up is not None:
-            given_up.watch(call)
+        watch = watch or CallWatch()
+        watch.begin(call)
         order = _Order()
         try:
             async for message in call:
-                yield order.checked(_event(message))
+                watch.heard_s = time.monotonic()
+                event = _event(message)
+                order.check(event)
+                yield event
             order.check_end()
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
         except asyncio.CancelledError as error:
-            if given_up is None or not given_up.is_set or _cancelled():
+            if not watch.given_up or _cancelled():
                 raise
             raise MantlerError(
                 ErrorCode.MACHINE_OFFLINE, "The machine has fallen silent.", retry_after_s=1.0
@@ -218,22 +223,26 @@ class RuntimeClient:
         await _answer(self._machine.SetDraining(machine_pb2.SetDrainingRequest(draining=draining), timeout=timeout_s))
 
 
-class GivenUp:
-    """Ends a call of :meth:`RuntimeClient.generate` from outside the task that iterates over it."""
+class CallWatch:
+    """One call of :meth:`RuntimeClient.generate`, for others than the task that iterates over it."""
+
+    __slots__ = ("_call", "given_up", "heard_s")
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.heard_s = -math.inf
+        """When it last brought an event, on the clock of ``time.monotonic``; ``-inf`` before the first one."""
+        self.given_up = False
         self._call: Call | None = None
 
-    def watch(self, call: Call) -> None:
-        """The call that is to end."""
+    def begin(self, call: Call) -> None:
+        """The call is on its way."""
         self._call = call
-        if self.is_set:
+        if self.given_up:
             call.cancel()
 
     def give_up(self) -> None:
         """Ends it. Whoever waits for its next event gets MACHINE_OFFLINE."""
-        self.is_set = True
+        self.given_up = True
         if self._call is not None:
             self._call.cancel()
 
@@ -251,7 +260,7 @@ class _Order:
         self._next_seq = 0
         self._open: set[int] = set()
 
-    def checked(self, event: m.Event) -> m.Event:
+    def check(self, event: m.Event) -> None:
         if event.seq != self._next_seq:
             _log.error("a generation stream went from event %d to %d", self._next_seq - 1, event.seq)
             raise internal()
@@ -263,7 +272,6 @@ class _Order:
             raise internal()
         elif isinstance(event.body, m.Finished):
             self._open.remove(event.index)
-        return event
 
     def check_end(self) -> None:
         if self._open or self._next_seq == 0:

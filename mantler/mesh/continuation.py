@@ -117,9 +117,10 @@ class Continuation:
             self.fingerprint = body.fingerprint
         elif isinstance(body, Finished):
             choice.finished = True
-        numbered = Event(self._seq, event.index, body)
+        seq = self._seq
         self._seq += 1
-        return numbered
+        # Until a machine is lost, nothing changes on the way.
+        return event if seq == event.seq and body is event.body else Event(seq, event.index, body)
 
 
 _NOTHING = Delta("")

@@ -1,14 +1,14 @@
-"""One call of one machine, which can be given up from outside."""
+"""The calls of each machine, which can be given up from outside."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from mantler.client import GivenUp, RuntimeClient
+from mantler.client import CallWatch
 from mantler.mesh.machine import MachineId
-from mantler.messages import Event, GenerateRequest
 
 SILENT_S = 1.0
 """A call that has brought something within this time is not given up, whatever is known of its machine."""
@@ -20,19 +20,14 @@ class Attempts:
     def __init__(self) -> None:
         self._running: dict[MachineId, set[_Attempt]] = {}
 
-    async def generate(
-        self, machine_id: MachineId, client: RuntimeClient, request: GenerateRequest, timeout_s: float
-    ) -> AsyncGenerator[Event, None]:
-        """As :meth:`RuntimeClient.generate`, which raises MACHINE_OFFLINE too where the call is given up."""
+    @contextmanager
+    def running(self, machine_id: MachineId) -> Iterator[CallWatch]:
+        """For as long as one call of the machine runs: what sees it and may end it."""
         attempt = _Attempt()
         running = self._running.setdefault(machine_id, set())
         running.add(attempt)
         try:
-            async with aclosing(client.generate(request, timeout_s, attempt.given_up)) as events:
-                async for event in events:
-                    attempt.heard_s = attempt.now()
-                    attempt.answered = True
-                    yield event
+            yield attempt.watch
         finally:
             attempt.keep()
             running.discard(attempt)
@@ -41,11 +36,11 @@ class Attempts:
 
     def heard_within(self, seconds: float) -> list[MachineId]:
         """The machines whose calls brought something in the last so many seconds."""
-        since_s = asyncio.get_running_loop().time() - seconds
+        since_s = time.monotonic() - seconds
         return [
             machine_id
             for machine_id, running in self._running.items()
-            if any(attempt.heard_s >= since_s and attempt.answered for attempt in running)
+            if any(attempt.watch.heard_s >= since_s for attempt in running)
         ]
 
     def give_up(self, machine_id: MachineId) -> None:
@@ -61,19 +56,16 @@ class Attempts:
 
 class _Attempt:
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
-        self.heard_s = self.now()
-        self.answered = False
-        self.given_up = GivenUp()
+        self.watch = CallWatch()
+        self._began_s = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
 
     def give_up_if_silent(self) -> None:
-        rest_s = self.heard_s + SILENT_S - self.now()
+        rest_s = max(self.watch.heard_s, self._began_s) + SILENT_S - time.monotonic()
         if rest_s <= 0:
-            self.given_up.give_up()
+            self.watch.give_up()
         else:
-            self._timer = self._loop.call_later(rest_s, self.give_up_if_silent)
+            self._timer = asyncio.get_running_loop().call_later(rest_s, self.give_up_if_silent)
 
     def keep(self) -> None:
         if self._timer is not None:

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from mantler.client import UNARY_TIMEOUT_S, RuntimeClient, TokenCount
@@ -30,6 +30,7 @@ from mantler.routing.attempt import SILENT_S, Attempts
 from mantler.routing.clients import Clients
 from mantler.routing.memberships import Membership, Memberships
 from mantler.routing.operations import Operations
+from mantler.routing.progress import Progress
 from mantler.routing.prompt_bytes import prompt_bytes
 from mantler.routing.static import StaticMembership
 from mantler.routing.view import View
@@ -38,39 +39,14 @@ from mantler.security.transport import Security
 EXPIRE_EVERY_S = 0.25
 STOPPED_S = 1.0
 """A longer time between two looks at leases is a sleep of this process, not of the machines."""
-MAX_ATTEMPTS = 32
-"""Of one request. A request that brings machines down must not bring all of them down for ever."""
 ACCEPTED_AFTER_S = 1.0
 """A call that fails later than this was not refused: its machine had it, and it may wait for another one."""
-MAX_FRUITLESS_ATTEMPTS = 4
-"""One after the other that began to compute and brought no token."""
 
 _GOES_ON = frozenset({ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE, ErrorCode.INTERNAL_ERROR})
 """Failures of a machine, after which another one can go on with a stream."""
 
 Result = TypeVar("Result")
 _log = logging.getLogger("mantler.routing")
-
-
-@dataclass(slots=True)
-class _Progress:
-    """How one request is getting on."""
-
-    deadline_s: float
-    excluded: set[MachineId] = field(default_factory=set)
-    attempts: int = 0
-    accepted: bool = False
-    """Whether a machine had the request for a while before it failed."""
-    began: bool = False
-    """Whether the machine has begun to compute in this attempt."""
-    fruitless: int = 0
-    tokens: int = 0
-    error: MantlerError | None = None
-    """Why the last attempt failed."""
-
-    @property
-    def remaining_s(self) -> float:
-        return max(0.001, self.deadline_s - time.monotonic())
 
 
 class MeshClient:
@@ -117,7 +93,7 @@ class MeshClient:
             # So that another machine draws the same tokens.
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(64)))
         continuation = Continuation(request)
-        progress = _Progress(time.monotonic() + timeout_s)
+        progress = Progress(time.monotonic() + timeout_s)
         wanted = _wanted(request, allowed)
         self._budget.count_request(time.monotonic())
         while True:
@@ -125,9 +101,14 @@ class MeshClient:
             result = Outcome.NEITHER
             began_s = time.monotonic()
             try:
-                async with aclosing(self._attempt(assignment, continuation, progress)) as events:
+                async with self._calling(assignment, continuation, progress) as events:
+                    # The only loop here that a token goes through: an iterator around another one costs every token.
                     async for event in events:
-                        yield event
+                        if isinstance(event.body, Started):
+                            self._answered(event.body, assignment, continuation, progress)
+                        news = continuation.take(event)
+                        if news is not None:
+                            yield news
                 result = Outcome.SUCCESS
                 return
             except MantlerError as error:
@@ -187,33 +168,31 @@ class MeshClient:
             raise _not_allowed() if self._view.directory.serving(name) else _no_model(name)
         return found
 
-    async def _attempt(
-        self, assignment: Assignment, continuation: Continuation, progress: _Progress
-    ) -> AsyncGenerator[Event, None]:
+    @asynccontextmanager
+    async def _calling(
+        self, assignment: Assignment, continuation: Continuation, progress: Progress
+    ) -> AsyncIterator[AsyncGenerator[Event, None]]:
         """One machine's part of the answer."""
-        machine = assignment.machine
-        began_with = continuation.fingerprint
-        calls = self._attempts.generate(
-            machine.id, self._clients.at(machine.address), continuation.next_request(), progress.remaining_s
-        )
-        async with aclosing(calls) as events:
-            async for event in events:
-                body = event.body
-                if isinstance(body, Started):
-                    progress.began = True
-                    self._balancer.answered(assignment, time.monotonic())
-                    if began_with is not None and body.fingerprint != began_with:
-                        # Other weights would go on with another answer.
-                        raise MantlerError(
-                            ErrorCode.RUNTIME_UNAVAILABLE,
-                            "No machine that is left serves the model as it was when the answer began.",
-                            retry_after_s=1.0,
-                        )
-                news = continuation.take(event)
-                if news is not None:
-                    yield news
+        client = self._clients.at(assignment.machine.address)
+        with self._attempts.running(assignment.machine.id) as watch:
+            calls = client.generate(continuation.next_request(), progress.remaining_s, watch)
+            async with aclosing(calls) as events:
+                yield events
 
-    async def _place(self, wanted: Request, progress: _Progress, continuation: Continuation) -> Assignment:
+    def _answered(
+        self, started: Started, assignment: Assignment, continuation: Continuation, progress: Progress
+    ) -> None:
+        """The machine begins with a choice. Raises RUNTIME_UNAVAILABLE where it would go on with another answer."""
+        progress.began = True
+        self._balancer.answered(assignment, time.monotonic())
+        if continuation.fingerprint not in (None, started.fingerprint):
+            raise MantlerError(
+                ErrorCode.RUNTIME_UNAVAILABLE,
+                "No machine that is left serves the model as it was when the answer began.",
+                retry_after_s=1.0,
+            )
+
+    async def _place(self, wanted: Request, progress: Progress, continuation: Continuation) -> Assignment:
         """A machine for the next attempt. Raises ``MantlerError`` where there is none, at once or after a while."""
         give_up_s = time.monotonic() + min(self._resume_within_s, progress.remaining_s)
         looked = False
@@ -241,17 +220,10 @@ class MeshClient:
             await self._membership.refresh()
 
     async def _consider(
-        self, error: MantlerError, assignment: Assignment, progress: _Progress, continuation: Continuation
+        self, error: MantlerError, assignment: Assignment, progress: Progress, continuation: Continuation
     ) -> None:
         """Returns where the request is to be tried again; raises ``error`` otherwise."""
-        progress.error = error
-        progress.excluded.add(assignment.machine.id)
-        progress.attempts += 1
-        # One that waited in a queue when its machine died is not to blame.
-        progress.fruitless = 0 if continuation.tokens > progress.tokens else progress.fruitless + progress.began
-        progress.tokens, progress.began = continuation.tokens, False
-        if progress.attempts >= MAX_ATTEMPTS or progress.fruitless >= MAX_FRUITLESS_ATTEMPTS:
-            raise error
+        progress.failed(error, assignment.machine.id, continuation.tokens)
         if continuation.begun:
             if error.code not in _GOES_ON:
                 raise error
@@ -263,7 +235,7 @@ class MeshClient:
         # busy, and retries would make the others busy, too.
         if error.code is not ErrorCode.MACHINE_OFFLINE and not self._budget.take(time.monotonic()):
             raise error
-        wait_s = self._backoff.wait_s(progress.attempts - 1, progress.remaining_s, self._draw)
+        wait_s = self._backoff.wait_s(progress.retries, progress.remaining_s, self._draw)
         if wait_s is None:
             raise error
         await asyncio.sleep(wait_s)
@@ -272,7 +244,7 @@ class MeshClient:
         self, wanted: Request, timeout_s: float, call: Callable[[RuntimeClient, float], Awaitable[Result]]
     ) -> Result:
         """The answer of some machine that serves the model."""
-        progress = _Progress(time.monotonic() + timeout_s)
+        progress = Progress(time.monotonic() + timeout_s)
         nothing = Continuation(GenerateRequest("ask", wanted.model, TextPrompt("")))
         self._budget.count_request(time.monotonic())
         while True:
