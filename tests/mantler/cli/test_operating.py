@@ -228,15 +228,15 @@ def test_a_life_of_a_token(mantler: Mantler) -> None:
     other = json.loads(mantler("tokens", "create", "--json").out)
     assert (other["name"], other["token"][:8]) == ("machines", "mt_live_")
     listed = json.loads(mantler("tokens", "list", "--json").out)
-    assert [(each["name"], each["revoked_unix_s"]) for each in listed] == [("gpu1", None), ("machines", None)]
+    assert {each["name"]: each["revoked_unix_s"] for each in listed} == {"gpu1": None, "machines": None}
     assert "token" not in listed[0]
     assert mantler("tokens", "revoke", other["id"]).err == f"{other['id']} is revoked.\n"
     again = mantler("tokens", "revoke", other["id"], "token_none")
     assert again.code == 1
     assert again.err.startswith(f"{other['id']} was revoked already, 2")
     assert again.err.endswith("error: there is no token token_none\nhint: `mantler tokens list` shows the ids\n")
-    states = [line.split()[2] for line in mantler("tokens", "list").out.splitlines()[1:]]
-    assert states == ["active", "revoked"]
+    rows = [line.split() for line in mantler("tokens", "list").out.splitlines()[1:]]
+    assert {row[1]: row[2] for row in rows} == {"gpu1": "active", "machines": "revoked"}
     assert mantler("tokens", "create", "--name", "").err.startswith("error: name: must be 1 to 128")
 
 
