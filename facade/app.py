@@ -34,9 +34,12 @@ from facade.routes.tokens import detokenize, tokenize
 from facade.services import Services
 from facade.web_state import SERVICES
 from mantler.config import FacadeSettings, join_address, split_address
+from mantler.etcd import Etcd
 from mantler.mesh.directory import Change, Directory
 from mantler.mesh.machine import LoadReport
 from mantler.routing.client import connected
+from mantler.routing.etcd import EtcdMembership
+from mantler.routing.memberships import Membership
 from mantler.routing.registry import GATHER_S, Registry
 from mantler.routing.view import View
 from mantler.security.files import https_files
@@ -115,6 +118,10 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
         await _ensure_bootstrap_key(settings, keys)
         expected = any(token.revoked_unix_s is None for token in await tokens.list_tokens())
         registry = Registry(view, gather_s=GATHER_S if expected else 0)
+        others: list[Membership] = [registry]
+        if settings.etcd:
+            etcd = await stack.enter_async_context(Etcd.of(settings))
+            others.append(EtcdMembership(etcd, settings.etcd_prefix, view))
         tunnels = await stack.enter_async_context(Tunnels())
         client = await stack.enter_async_context(
             connected(
@@ -122,7 +129,7 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
                 resume_within_s=settings.resume_within_s,
                 security=security,
                 view=view,
-                others=[registry],
+                others=others,
             )
         )
         services = Services(settings, client, keys, Limiters(), Admission(settings.max_connections))

@@ -93,6 +93,20 @@ def _machine_name(value: str) -> str:
     return value
 
 
+def _endpoint(value: str) -> str:
+    scheme, _, address = value.rstrip("/").partition("://")
+    if scheme not in ("http", "https"):
+        raise ValueError("must be http://HOST:PORT or https://HOST:PORT")
+    split_address(address)
+    return value
+
+
+def _etcd_prefix(value: str) -> str:
+    if not (value.startswith("/") and len(value) > 1 and value.isprintable()) or value.endswith("/"):
+        raise ValueError("must begin with '/' and not end with it, for example /mantler")
+    return value
+
+
 def _split_commas(value: object) -> object:
     """``a, b`` of an environment variable as a list; flags and the file already give one."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -113,6 +127,10 @@ Address = Annotated[str, AfterValidator(_address)]
 
 Addresses = Annotated[list[Address], NoDecode, BeforeValidator(_split_commas)]
 """Like :data:`StringList`, of addresses."""
+
+Endpoints = Annotated[list[Annotated[str, AfterValidator(_endpoint)]], NoDecode, BeforeValidator(_split_commas)]
+
+EtcdPrefix = Annotated[str, AfterValidator(_etcd_prefix)]
 
 StringList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 """Several strings: a flag is repeated, an environment variable is separated by commas."""
@@ -202,7 +220,22 @@ class GrpcSettings(Settings):
     insecure: bool = Field(False, description="Allow gRPC without TLS beyond loopback.")
 
 
-class RuntimeSettings(GrpcSettings):
+class MeshSettings(GrpcSettings):
+    """What machines and facades need besides to find each other in etcd."""
+
+    etcd: Endpoints = Field(
+        default_factory=list,
+        description="Endpoint of etcd, in which machines announce themselves and facades find them, such as "
+        "http://10.0.0.5:2379; may be given several times.",
+    )
+    etcd_prefix: EtcdPrefix = Field("/mantler", description="Beginning of the keys in etcd. Each mesh has its own.")
+    etcd_user: str = Field("", description="User of etcd, where it asks for one.")
+    etcd_password: str | None = Field(
+        None, description="Password of the user of etcd.", json_schema_extra=SECRET, repr=False
+    )
+
+
+class RuntimeSettings(MeshSettings):
     """``mantler runtime``: one process that runs models on this machine."""
 
     runtime: Address = Field("127.0.0.1:50051", description="The runtime's gRPC address, HOST:PORT.")
@@ -256,7 +289,7 @@ class RuntimeSettings(GrpcSettings):
     )
 
 
-class FacadeSettings(GrpcSettings):
+class FacadeSettings(MeshSettings):
     """``mantler facade``: REST and SSE for OpenAI clients."""
 
     http: Address = Field("127.0.0.1:8080", description="Where the facade serves HTTP, HOST:PORT.")

@@ -18,6 +18,7 @@ from grpc_health.v1.health import aio as health_aio
 from mantler.client import SERVER_OPTIONS
 from mantler.config import RuntimeSettings, join_address, split_address
 from mantler.errors import MantlerError
+from mantler.etcd import Etcd
 from mantler.mesh.machine import MachineId
 from mantler.reflection import enable_reflection
 from mantler.security.transport import Security
@@ -31,8 +32,9 @@ from mantler.v1 import (
 )
 from runtime_server.deployments import Deployments
 from runtime_server.machine import ThisMachine
+from runtime_server.mesh.announce import Announcing
 from runtime_server.mesh.join import Joining
-from runtime_server.mesh.reach import address_for
+from runtime_server.mesh.reach import address_for, is_wildcard
 from runtime_server.models.store import ModelStore
 from runtime_server.services.generation import GenerationServicer
 from runtime_server.services.machine import MachineServicer
@@ -84,7 +86,7 @@ class RuntimeServer:
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._deployments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._machine: ThisMachine | None = None
-        self._joinings: list[Joining] = []
+        self._joinings: list[Joining | Announcing] = []
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
         """Where tunnels end, which nobody else can reach."""
         names = (GENERATION, MODEL, MACHINE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
@@ -159,7 +161,7 @@ class RuntimeServer:
             self._sockets = tempfile.TemporaryDirectory(prefix="mantler-")
             path = f"{self._sockets.name}/runtime"
             self._security.listen(self._server, f"unix:{path}")
-        self._joinings = [
+        self._joinings += [
             Joining(
                 facade,
                 self._machine,
@@ -170,6 +172,15 @@ class RuntimeServer:
             )
             for facade, address in addresses.items()
         ]
+        if settings.etcd:
+            self._joinings.append(self._announcing(self._machine, listening))
+
+    def _announcing(self, machine: ThisMachine, listening: str) -> Announcing:
+        # Whoever reads it in etcd does not see where it comes from.
+        address = self._settings.advertise or listening
+        if is_wildcard(split_address(address)[0]):
+            raise RuntimeFailure(f"etcd needs an address that facades can dial, not {address}: set --advertise")
+        return Announcing(Etcd.of(self._settings), self._settings.etcd_prefix, machine, address)
 
     def _report_health(self) -> None:
         if self._machine is not None:

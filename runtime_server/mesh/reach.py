@@ -27,10 +27,11 @@ def address_for(facade: str, reach: Reach, listening: str, advertised: str | Non
     if reach == "auto" and is_loopback(listening) and not is_loopback(facade):
         return ""
     # Nobody knows which of its addresses others see; the facade sees which one it comes from.
-    return f":{port}" if _is_wildcard(host) else join_address(host, port)
+    return f":{port}" if is_wildcard(host) else join_address(host, port)
 
 
-def _is_wildcard(host: str) -> bool:
+def is_wildcard(host: str) -> bool:
+    """Whether ``host`` stands for every address of this machine."""
     try:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:

@@ -87,8 +87,8 @@ class RuntimeProcess:
         for facade in self.facades:
             arguments += ["--mesh", self.joins or facade.grpc]
         self.process = Process(arguments, self.home, {"MANTLER_MACHINE_TOKEN": self.token}, self.within)
-        for _ in self.facades:
-            self.process.wait_for("in the mesh of ")
+        for _ in range(max(1, len(self.facades))):
+            self.process.wait_for("in the mesh of |announced in etcd")
 
     def kill(self) -> None:
         assert self.process is not None

@@ -23,6 +23,7 @@ from tests.e2e.mesh_processes import (
     references,
     status_becomes,
 )
+from tests.etcd_server import EtcdServer, why_not
 
 LOG = logging.getLogger(__name__)
 
@@ -98,3 +99,30 @@ async def test_a_rolling_restart_breaks_no_stream(
     of_first, of_second = [await each.stop() for each in traffic]
     check_whole(of_second, expected)
     check_clean(of_first, expected)
+
+
+async def test_facades_share_a_machine_in_etcd(
+    model_home: Path, tmp_path: Path, http: aiohttp.ClientSession, ends: ExitStack
+) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    etcd = EtcdServer(tmp_path)
+    etcd.start()
+    ends.callback(etcd.stop)
+    facades = [FacadeProcess(tmp_path / name, extra=("--etcd", etcd.url)) for name in ("first", "second")]
+    for facade in facades:
+        facade.start()
+        ends.callback(facade.stop)
+    home = fresh_home(tmp_path / "machine", model_home)
+    runtime = RuntimeProcess("gpu1", home, [], "mt_live_" + "x" * 43, ("--etcd", etcd.url))
+    runtime.start()
+    ends.callback(lambda: runtime.stop())
+    for facade in facades:
+        await status_becomes(http, facade, 200)
+    assert await references(http, facades[0]) == await references(http, facades[1])
+    runtime.kill()
+    for facade in facades:
+        LOG.info("etcd: offline after %.2f s", await status_becomes(http, facade, 503))
+    runtime.start()
+    for facade in facades:
+        LOG.info("etcd: used %.2f s after its start", await status_becomes(http, facade, 200))
