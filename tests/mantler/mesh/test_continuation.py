@@ -92,3 +92,10 @@ def test_cuts_are_not_seen(held: int, n: int, cuts: list[int]) -> None:
         assert len(deltas) == len(bodies) - 2
         assert joined(deltas) == joined(whole)
     assert continuation.tokens == n * len(joined(whole).token_ids)
+
+
+def test_nothing_is_copied_while_no_machine_is_lost() -> None:
+    request = GenerateRequest("r", "m", TextPrompt("x"), n=2)
+    continuation = Continuation(request)
+    for event in machine(request, answer(1)):
+        assert continuation.take(event) is event
