@@ -33,14 +33,12 @@ from bench.client import Endpoint, asker, body, session
 from bench.figures import quantile
 from bench.options import levels, positive
 from bench.process import child, free_port, wait_until_served
-from bench.relay_runtime import PREFIX
+from bench.relay_runtime import IDLE_STEP_MS, PREFIX
 from bench.report import markdown, number
 from bench.stream import Request
 from mantler.client import RuntimeClient
 from mantler.messages import Delta, GenerateRequest, StopParams, TextPrompt
 
-IDLE_STEP_MS = 3_600_000
-"""One token, then silence."""
 CPU_HEADS = ("step", "streams", "chunks per token", "runtime", "facade", "client", "chunks/s per core of the facade")
 
 
@@ -124,7 +122,7 @@ async def idle_bytes(servers: Servers, streams: int) -> tuple[float, int]:
 
 def _asked(opened: aiohttp.ClientSession, endpoint: Endpoint, tokens: int) -> aiohttp.client._RequestContextManager:
     sent = body(Request("", "x", tokens), endpoint.model)
-    return opened.post(f"{endpoint.url}/chat/completions", json=sent, headers=endpoint.headers)
+    return opened.post(f"{endpoint.url}/chat/completions", json=sent, headers=endpoint.headers, raise_for_status=True)
 
 
 def _content(line: bytes) -> str:
