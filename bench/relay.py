@@ -33,14 +33,12 @@ from bench.client import Endpoint, asker, body, session
 from bench.figures import quantile
 from bench.options import levels, positive
 from bench.process import child, free_port, wait_until_served
-from bench.relay_runtime import PREFIX
+from bench.relay_runtime import IDLE_STEP_MS, PREFIX
 from bench.report import markdown, number
 from bench.stream import Request
 from mantler.client import RuntimeClient
 from mantler.messages import Delta, GenerateRequest, StopParams, TextPrompt
 
-IDLE_STEP_MS = 3_600_000
-"""One token, then silence."""
 CPU_HEADS = ("step", "streams", "chunks per token", "runtime", "facade", "client", "chunks/s per core of the facade")
 
 
@@ -111,19 +109,20 @@ async def delays_ms(servers: Servers, step_ms: float, tokens: int) -> tuple[list
     return direct, relayed
 
 
-async def idle_bytes(servers: Servers, streams: int) -> float:
-    """Resident memory of the facade for each of ``streams`` streams that have begun and are silent."""
+async def idle_bytes(servers: Servers, streams: int) -> tuple[float, int]:
+    """Resident memory of the facade with ``streams`` streams that have begun and are silent: for each, and all."""
     before = servers.facade.memory_info().rss
     async with session() as opened, AsyncExitStack() as open_streams:
         for _ in range(streams):
             response = await open_streams.enter_async_context(_asked(opened, servers.endpoint(IDLE_STEP_MS), 2))
             await response.content.readline()
-        return (servers.facade.memory_info().rss - before) / streams
+        held = servers.facade.memory_info().rss
+        return (held - before) / streams, held
 
 
 def _asked(opened: aiohttp.ClientSession, endpoint: Endpoint, tokens: int) -> aiohttp.client._RequestContextManager:
     sent = body(Request("", "x", tokens), endpoint.model)
-    return opened.post(f"{endpoint.url}/chat/completions", json=sent, headers=endpoint.headers)
+    return opened.post(f"{endpoint.url}/chat/completions", json=sent, headers=endpoint.headers, raise_for_status=True)
 
 
 def _content(line: bytes) -> str:
@@ -173,7 +172,8 @@ async def measured(servers: Servers, given: argparse.Namespace) -> None:
         p50, p99 = quantile(found, 0.5), quantile(found, 0.99)
         print(f"One stream, from a token's text to its arrival from {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
     if given.idle:
-        print(f"Facade, with {given.idle} silent streams: {await idle_bytes(servers, given.idle) / 1024:.0f} KiB each")
+        each, held = await idle_bytes(servers, given.idle)
+        print(f"Facade, with {given.idle} silent streams: {each / 1024:.0f} KiB each, {held / 1e6:.0f} MB in all")
 
 
 def main() -> None:

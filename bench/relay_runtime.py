@@ -32,7 +32,9 @@ from runtime_server.services.machine import MachineServicer
 from runtime_server.services.model import ModelServicer
 
 PREFIX = "step:"
-STEPS_MS = (1, 2, 5, 10, 14, 20, 50, 100)
+IDLE_STEP_MS = 3_600_000
+"""One token, then silence."""
+STEPS_MS = (1, 2, 5, 10, 14, 20, 50, 100, IDLE_STEP_MS)
 """Models that are listed, which facades want to know before they send anything."""
 
 
