@@ -39,8 +39,8 @@ class Mesh:
 @pytest.fixture
 async def mesh(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     monkeypatch.setattr(static, "POLL_S", 0.05)
-    monkeypatch.setattr(static, "POLL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(static, "LEASE_S", 0.5)
+    monkeypatch.setattr(static, "POLL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(static, "LEASE_S", 1.0)
     async with AsyncExitStack() as stack:
         machines = [await stack.enter_async_context(FakeRuntime()) for _ in range(3)]
         addresses = [machine.address for machine in machines]
@@ -78,7 +78,7 @@ async def test_requests_are_spread(mesh: Mesh) -> None:
     gate = Gate(1)
     mesh.script(gate)
     tasks = [asyncio.create_task(answer(mesh.client, request(f"{i} {WORDS}"))) for i in range(30)]
-    await asyncio.gather(*(machine.busy(5) for machine in mesh.machines))
+    await asyncio.gather(*(machine.busy(3) for machine in mesh.machines))
     gate.opened.set()
     assert [texts[0] for texts in await asyncio.gather(*tasks)] == [f"{i} {WORDS}" for i in range(30)]
 
