@@ -26,6 +26,8 @@ LOADS = "/loads/"
 HOLD_S = 2.0
 """How long a machine counts as online after each look at what is known; each look comes long before that."""
 LOOK_EVERY_S = 0.5
+SILENCE_S = 1.5
+"""An etcd that has not answered for so long may have ended leases that were renewed in time."""
 RETRY_S = 0.5
 MISSING_S = 3.0
 """How long after etcd is back a machine may be missing there before it is gone: it may have to come again."""
@@ -47,7 +49,10 @@ class EtcdMembership:
         self._here: dict[str, MachineInfo] = {}
         """By key."""
         self._missing: dict[str, float] = {}
-        """Those that were not there any more when etcd was back, and since when."""
+        """Those that are not there any more after a silence of etcd, and since when."""
+        self._heard_s = time.monotonic()
+        """When etcd last answered."""
+        self._doubt_until_s = 0.0
         self._trouble = ""
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -57,6 +62,7 @@ class EtcdMembership:
         with contextlib.suppress(EtcdError):
             revision = await self._read()
         self._tasks = [asyncio.create_task(self._follow(revision)), asyncio.create_task(self._hold())]
+        self._tasks.append(asyncio.create_task(self._listen()))
 
     async def refresh(self) -> None:
         """Nothing: a watch tells what changes when it does."""
@@ -110,12 +116,31 @@ class EtcdMembership:
                 self._view.heard(MachineId(machine.id), now_s=now_s, lease_until_s=now_s + HOLD_S)
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def _listen(self) -> None:
+        """Notices silences of etcd, which a watch does not tell from there being no news."""
+        while True:
+            with contextlib.suppress(EtcdError):
+                await self._etcd.get(self._prefix)
+                self._doubt_after_silence()
+                self._heard_s = time.monotonic()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _doubt_after_silence(self) -> None:
+        # An etcd that stood still ends all leases the moment it goes on, whose machines may be well.
+        now_s = time.monotonic()
+        if now_s > self._heard_s + SILENCE_S:
+            self._doubt_until_s = now_s + MISSING_S
+
     def _take(self, found: KeyValue) -> None:
         now_s = time.monotonic()
         try:
             if found.key.startswith(self._prefix + MACHINES):
                 if found.value is None:
-                    self._gone(found.key)
+                    self._doubt_after_silence()
+                    if now_s < self._doubt_until_s:
+                        self._missing.setdefault(found.key, now_s)
+                    else:
+                        self._gone(found.key)
                     return
                 machine = wire.machine_from_proto(machine_pb2.Machine.FromString(found.value))
                 self._missing.pop(found.key, None)
