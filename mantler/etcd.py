@@ -146,7 +146,8 @@ class Etcd:
         for endpoint in list(self._endpoints):
             try:
                 response = await self._send(endpoint, path, body, timeout_s)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, EtcdError) as error:
+                # A member without a leader refuses what another one does.
                 failures.append(f"{endpoint}: {error or type(error).__name__}")
                 continue
             self._endpoints.remove(endpoint)

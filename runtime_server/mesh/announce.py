@@ -6,6 +6,8 @@ import asyncio
 import logging
 from dataclasses import replace
 
+from google.protobuf.message import DecodeError
+
 from mantler import wire
 from mantler.etcd import Etcd, EtcdError
 from mantler.mesh.machine import LoadReport
@@ -104,7 +106,7 @@ class Announcing:
         """Writes the machine, unless a later life of it stands there."""
         while True:
             before = await self._etcd.get(self._machine_key)
-            if before is not None and machine_pb2.Machine.FromString(before.value or b"").epoch > info.epoch:
+            if before is not None and _epoch(before.value or b"") > info.epoch:
                 raise _TakenError
             value = wire.machine_to_proto(info).SerializeToString()
             if await self._etcd.replace(self._machine_key, value, self._lease, before):
@@ -115,6 +117,14 @@ class Announcing:
         if self._trouble != trouble:
             self._trouble = trouble
             logger.warning("not in etcd: %s", trouble)
+
+
+def _epoch(value: bytes) -> int:
+    """Of the machine that ``value`` describes; 0 where it describes none, so that it is written over."""
+    try:
+        return int(machine_pb2.Machine.FromString(value).epoch)
+    except DecodeError:
+        return 0
 
 
 class _TakenError(Exception):

@@ -196,6 +196,14 @@ async def test_the_later_of_two_with_one_name_stays(
         assert seen.address == later.address
 
 
+async def test_what_is_no_machine_is_written_over(mesh: Mesh, runtime: FakeRuntime) -> None:
+    view, _ = await mesh.facade()
+    async with Etcd([mesh.server.url]) as etcd:
+        await etcd.put(f"{PREFIX}/machines/gpu1", b"\xff", await etcd.grant(60))
+    await mesh.machine(runtime, "gpu1")
+    await until(lambda: len(view.directory) == 1)
+
+
 async def test_a_revision_that_is_gone_is_said(server: EtcdServer) -> None:
     async with Etcd([server.url]) as etcd:
         lease = await etcd.grant(60)
