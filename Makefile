@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers serving relay soak clean
+.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers serving relay cancellation soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -28,6 +28,7 @@ help: ## Show this list
 	@echo "make bench   measure Mantler and its peers, one after the other; ARGS=--quick to see whether everything works"
 	@echo "make bench-peers  build llama-server and install OpenVINO GenAI for make bench, from the package index"
 	@echo "make serving measure a running facade, or any OpenAI-compatible server; ARGS='--key mk_live_... --url http://...'"
+	@echo "make cancellation   measure how long a runtime goes on with a request whose client has left"
 	@echo "make relay   measure what a token costs between the engine and the client, without a model"
 	@echo "make soak    a mixed load of 30 minutes on mantler up, then checks; ARGS='--minutes 1'"
 	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
@@ -75,6 +76,9 @@ serving: $(VENV)/.installed-cpu
 
 relay: $(VENV)/.installed-cpu
 	@exec $(BIN)/python -m bench.relay $(ARGS)
+
+cancellation: $(VENV)/.installed-cpu
+	@exec $(BIN)/python -m bench.cancellation $(ARGS)
 
 soak: $(VENV)/.installed-cpu $(VENV)/.installed-bench
 	@exec $(BIN)/python -m bench.soak $(ARGS)

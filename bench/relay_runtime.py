@@ -18,7 +18,7 @@ import uvloop
 from mantler.client import SERVER_OPTIONS
 from mantler.mesh.machine import MachineId
 from mantler.messages import Deployment, FinishReason, GenerateRequest, ModelInfo, ModelState
-from mantler.v1 import generation_pb2_grpc, machine_pb2_grpc, model_pb2_grpc
+from mantler.v1 import generation_pb2_grpc, machine_pb2_grpc, model_pb2_grpc, relay_pb2_grpc
 from runtime_server.deployed import DeployedModel
 from runtime_server.deployments import Deployments
 from runtime_server.engine.engine import Engine, Sink
@@ -30,6 +30,7 @@ from runtime_server.server import MAX_STREAMS
 from runtime_server.services.generation import GenerationServicer
 from runtime_server.services.machine import MachineServicer
 from runtime_server.services.model import ModelServicer
+from runtime_server.services.relay import RelayServicer
 
 PREFIX = "step:"
 IDLE_STEP_MS = 3_600_000
@@ -127,7 +128,9 @@ async def serve(address: str) -> None:
     """Serves until the process is ended."""
     server = grpc.aio.server(options=[*SERVER_OPTIONS, ("grpc.max_concurrent_streams", MAX_STREAMS)])
     models = cast(Deployments, Models())
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(models), server)
+    generation = GenerationServicer(models)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+    relay_pb2_grpc.add_RelayServiceServicer_to_server(RelayServicer(generation.responses), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models), server)
     machine = ThisMachine(MachineId("relay"), address, models)
     machine_pb2_grpc.add_MachineServiceServicer_to_server(MachineServicer(machine), server)

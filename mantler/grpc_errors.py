@@ -82,13 +82,18 @@ async def border(context: grpc.aio.ServicerContext[Any, Any], what: str) -> Asyn
     """
     try:
         yield
-    except MantlerError as error:
-        await abort(context, error)
     except grpc.aio.AbortError:
         raise
-    except Exception:
-        logger.exception("%s failed", what)
-        await abort(context, internal())
+    except Exception as error:
+        await abort(context, public(error, what))
+
+
+def public(error: Exception, what: str) -> MantlerError:
+    """What a caller learns of ``error``: our own errors as they are, and of a bug, which is logged, only that it is."""
+    if isinstance(error, MantlerError):
+        return error
+    logger.error("%s failed", what, exc_info=error)
+    return internal()
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MantlerError:
@@ -112,6 +117,15 @@ def from_trailers(status: grpc.StatusCode, trailers: Iterable[tuple[str, str | b
     code, message = _FALLBACK.get(status, (ErrorCode.INTERNAL_ERROR, "The runtime had an internal error."))
     retry_after_s = 1.0 if TABLE[code].retryable and code is not ErrorCode.DEADLINE_EXCEEDED else None
     return MantlerError(code, message, retry_after_s=retry_after_s)
+
+
+def from_status(serialised: bytes) -> MantlerError:
+    """The error of a serialised ``google.rpc.Status`` that :func:`to_status` made."""
+    known = _from_details(serialised)
+    if known is None:
+        logger.error("a status without our details: %r", serialised[:200])
+        return internal()
+    return known
 
 
 def _trailers(error: grpc.aio.AioRpcError) -> Iterable[tuple[str, str | bytes]]:

@@ -29,6 +29,8 @@ from mantler.v1 import (
     machine_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    relay_pb2,
+    relay_pb2_grpc,
 )
 from runtime_server.deployments import Deployments
 from runtime_server.machine import ThisMachine
@@ -39,11 +41,13 @@ from runtime_server.models.store import ModelStore
 from runtime_server.services.generation import GenerationServicer
 from runtime_server.services.machine import MachineServicer
 from runtime_server.services.model import ModelServicer
+from runtime_server.services.relay import RelayServicer
 
 logger = logging.getLogger(__name__)
 
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 MACHINE = machine_pb2.DESCRIPTOR.services_by_name["MachineService"].full_name
+RELAY = relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 STALL_S = 60.0
 """An engine whose step runs longer than this hangs, and is reported as not serving."""
@@ -82,14 +86,17 @@ class RuntimeServer:
             # Without it a second server on the same port would share its connections silently.
             options=[*SERVER_OPTIONS, ("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", MAX_STREAMS)],
         )
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(self._deployments), self._server)
+        generation = GenerationServicer(self._deployments)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, self._server)
+        self._relays = RelayServicer(generation.responses)
+        relay_pb2_grpc.add_RelayServiceServicer_to_server(self._relays, self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self._deployments), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._machine: ThisMachine | None = None
         self._joinings: list[Joining | Announcing] = []
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
         """Where tunnels end, which nobody else can reach."""
-        names = (GENERATION, MODEL, MACHINE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        names = (GENERATION, MODEL, MACHINE, RELAY, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         enable_reflection(self._server, names)
 
     async def start(self) -> int:
@@ -139,6 +146,7 @@ class RuntimeServer:
         await self._health.enter_graceful_shutdown()
         self._deployments.draining = True
         await asyncio.gather(*(joining.leave() for joining in self._joinings))
+        self._relays.drain()
         await self._server.stop(self._settings.drain_timeout_s)
         await asyncio.gather(*(joining.close() for joining in self._joinings))
         await self._deployments.close()

@@ -33,7 +33,9 @@ from mantler.v1 import (
     machine_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    relay_pb2_grpc,
 )
+from runtime_server.services.relay import RelayServicer
 
 Body = m.Started | m.Delta | m.Finished
 Said = Body | tuple[int, Body]
@@ -192,7 +194,9 @@ class FakeRuntime:
     async def start(self) -> None:
         """Listens, after :meth:`kill` on the same port."""
         server = grpc.aio.server(options=(*SERVER_OPTIONS, ("grpc.so_reuseport", 0)))
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(_Generation(self), server)
+        generation = _Generation(self)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+        relay_pb2_grpc.add_RelayServiceServicer_to_server(RelayServicer(generation.responses), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(_Models(self), server)
         self._revision = 0
         self.epoch += 1
@@ -268,18 +272,25 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         try:
-            wanted = wire.request_from_proto(request)
-            self._runtime.requests.append(wanted)
-            self._runtime.ready(wanted.model)
-            async with self._runtime.running(), contextlib.aclosing(self._runtime.script(wanted)) as bodies:
-                seq = 0
-                async for said in bodies:
-                    await self._runtime.thawed.wait()
-                    index, body = said if isinstance(said, tuple) else (0, said)
-                    yield wire.event_to_proto(m.Event(seq, index, body))
-                    seq += 1
+            async with contextlib.aclosing(self.responses(request)) as responses:
+                async for response in responses:
+                    yield response
         except MantlerError as error:
             await abort(context, error)
+
+    async def responses(
+        self, request: generation_pb2.GenerateRequest
+    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+        wanted = wire.request_from_proto(request)
+        self._runtime.requests.append(wanted)
+        self._runtime.ready(wanted.model)
+        async with self._runtime.running(), contextlib.aclosing(self._runtime.script(wanted)) as bodies:
+            seq = 0
+            async for said in bodies:
+                await self._runtime.thawed.wait()
+                index, body = said if isinstance(said, tuple) else (0, said)
+                yield wire.event_to_proto(m.Event(seq, index, body))
+                seq += 1
 
     async def CountTokens(  # noqa: N802
         self, request: generation_pb2.CountTokensRequest, context: Context

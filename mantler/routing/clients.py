@@ -30,7 +30,7 @@ class Clients:
         """The connection to ``address``. Raises ``SecurityError`` where the security does not allow it."""
         client = self._clients.get(address)
         if client is None:
-            client = self._clients[address] = RuntimeClient(address, self._security)
+            client = self._clients[address] = RuntimeClient(address, self._security, relays=True)
         return client
 
     async def forget(self, address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -26,13 +27,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """See the proto."""
-        async with border(context, f"Generate {request.request_id!r}"):
-            parsed = wire.request_from_proto(request)
-            model = self._deployments.serving(parsed.model)
-            generation = await model.generation(parsed)
-            async with aclosing(generation.events()) as events:
-                async for event in events:
-                    await context.write(wire.event_to_proto(event))
+        what = f"Generate {request.request_id!r}"
+        async with border(context, what), aclosing(self.responses(request)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    async def responses(
+        self, request: generation_pb2.GenerateRequest
+    ) -> AsyncGenerator[generation_pb2.GenerateResponse, None]:
+        """What answers a request. Iterate inside ``aclosing``. Raises ``MantlerError``."""
+        parsed = wire.request_from_proto(request)
+        generation = await self._deployments.serving(parsed.model).generation(parsed)
+        async with aclosing(generation.events()) as events:
+            async for event in events:
+                yield wire.event_to_proto(event)
 
     async def CountTokens(  # noqa: N802
         self, request: generation_pb2.CountTokensRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -34,9 +34,14 @@ async def runtime() -> AsyncIterator[FakeRuntime]:
         yield fake
 
 
+@pytest.fixture(params=[False, True], ids=["calls", "relay"])
+def relays(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-async def client(runtime: FakeRuntime) -> AsyncIterator[RuntimeClient]:
-    async with RuntimeClient(runtime.address) as made:
+async def client(runtime: FakeRuntime, relays: bool) -> AsyncIterator[RuntimeClient]:
+    async with RuntimeClient(runtime.address, relays=relays) as made:
         yield made
 
 
@@ -106,7 +111,7 @@ async def test_the_runtime_cancelling_is_not_the_client_leaving(runtime: FakeRun
 
 
 async def test_a_machine_that_vanishes_without_a_word_is_noticed(
-    runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+    runtime: FakeRuntime, relays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorter = {client_module.KEEPALIVE_MS: 1000, client_module.KEEPALIVE_TIMEOUT_MS: 300}
     options = tuple((name, shorter.get(value, value)) for name, value in client_module.CHANNEL_OPTIONS)
@@ -114,7 +119,7 @@ async def test_a_machine_that_vanishes_without_a_word_is_noticed(
     runtime.script = Gate(stop_after=1)
     async with (
         swallowing(runtime.address) as (address, swallow),
-        RuntimeClient(address) as client,
+        RuntimeClient(address, relays=relays) as client,
         aclosing(client.generate(request(), 60)) as events,
     ):
         await anext(events)
