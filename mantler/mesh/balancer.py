@@ -11,6 +11,7 @@ chosen. Only where hardly any can does it look at them one by one.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -184,22 +185,32 @@ class Balancer:
             return None, 0
         mean = self._mean(request, machines)
         least_bytes = self._settings.min_match * request.prefix.total_bytes
-        seen: set[MachineId] = set()
+        seen: tuple[MachineId, ...] = ()
         for depth, holders in index.matches(request.prefix):
             if covered_bytes(depth) < least_bytes:
                 break
-            fit = [
-                one
-                for one in holders
-                if one not in seen
-                and one in machines
-                and self._fit(request, one, now_s)
-                and not self._busy(request.model, one, mean)
-            ]
-            if fit:
-                return min(fit, key=lambda one: self._loads.per_slot(request.model, one)), covered_bytes(depth)
-            seen.update(holders)
+            # Those of a deeper hash were looked at.
+            fresh = [one for one in holders if one not in seen]
+            one = self._least_busy(request, fresh, machines, mean, now_s)
+            if one is not None:
+                return one, covered_bytes(depth)
+            seen += tuple(fresh)
         return None, 0
+
+    def _least_busy(
+        self, request: Request, holders: Sequence[MachineId], machines: Sequence[MachineId], mean: float, now_s: float
+    ) -> MachineId | None:
+        """Of ``holders``, one that can be chosen and is not too busy. The cheap questions come first."""
+        found, least = None, math.inf
+        for one in holders:
+            if one not in machines:
+                continue
+            per_slot = self._loads.per_slot(request.model, one)
+            if per_slot >= least or self._busy(request.model, one, per_slot, mean):
+                continue
+            if self._fit(request, one, now_s):
+                found, least = one, per_slot
+        return found
 
     def _mean(self, request: Request, machines: Sequence[MachineId]) -> float:
         """Tokens per slot of the machines that there are to choose from."""
@@ -208,11 +219,11 @@ class Balancer:
         tokens = sum(self._loads.tokens(one) for one in machines)
         return tokens / sum(self._loads.slots(request.model, one) for one in machines)
 
-    def _busy(self, model: str, machine_id: MachineId, mean: float) -> bool:
-        """Whether the machine is too busy to be chosen for what it has in its cache."""
-        per_slot = self._loads.per_slot(model, machine_id)
-        above = (per_slot - mean) * self._loads.slots(model, machine_id)
-        return per_slot > self._settings.busy_ratio * mean and above > self._settings.busy_margin_tokens
+    def _busy(self, model: str, machine_id: MachineId, per_slot: float, mean: float) -> bool:
+        """Whether the machine, with ``per_slot`` tokens per slot, is too busy to be chosen for what it has cached."""
+        if per_slot <= self._settings.busy_ratio * mean:
+            return False
+        return (per_slot - mean) * self._loads.slots(model, machine_id) > self._settings.busy_margin_tokens
 
     def _by_load(self, request: Request, machines: Sequence[MachineId], now_s: float) -> MachineId | None:
         """The less busy one of two random ones."""
