@@ -89,8 +89,7 @@ class TokenCount:
 class RuntimeClient:
     """One channel to the runtime or the edge at ``address`` (``HOST:PORT``). Connects on the first call, and again.
 
-    A call fails at once while nothing answers there. An edge does not load models, and goes on with streams by itself:
-    it refuses ``resume``.
+    A call fails at once while nothing answers there. An edge does not load models.
 
     Args:
         security: without it only this machine can be reached.

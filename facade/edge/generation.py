@@ -10,7 +10,6 @@ from facade.edge.call import Context, exchanged, metadata
 from facade.exchange import Exchange
 from facade.services import Services
 from mantler import wire
-from mantler.errors import unsupported
 from mantler.messages import MAX_PRIORITY, GenerateRequest, TokenPrompt
 from mantler.messages.ranges import check_int
 from mantler.tenancy.store import KeyRecord
@@ -88,9 +87,6 @@ class EdgeGenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
 
 def _wanted(request: generation_pb2.GenerateRequest, exchange: Exchange) -> GenerateRequest:
-    if request.HasField("resume"):
-        # The facade itself goes on with what it began; from elsewhere, nobody can tell what a key has paid for.
-        raise unsupported("resume", "is between a facade and its machines")
     if not request.request_id:
         request.request_id = exchange.request_id
     wanted = wire.request_from_proto(request)

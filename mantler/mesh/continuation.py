@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import Delta, Event, Finished, GenerateRequest, ResumePoint, Started, ToolCallDelta
 
 
@@ -64,12 +65,17 @@ class Continuation:
     """One request on its way over one machine after the other. Its client sees one stream.
 
     Args:
-        request: with a seed, unless it is greedy.
+        request: with a seed, unless it is greedy. It may go on with an answer itself: what its client has already is
+            repeated to it, as it would be by a machine.
     """
 
     def __init__(self, request: GenerateRequest) -> None:
         self._request = request
-        self._choices = [_Choice() for _ in range(request.n)]
+        point = request.resume or ResumePoint(((),) * request.n)
+        self._choices = [
+            _Choice(finished=index in point.finished, token_ids=list(token_ids))
+            for index, token_ids in enumerate(point.delivered)
+        ]
         self._resumed = False
         self._seq = 0
         self.fingerprint: str | None = None
@@ -100,6 +106,15 @@ class Continuation:
         delivered = tuple(tuple(choice.token_ids) for choice in self._choices)
         finished = frozenset(i for i, choice in enumerate(self._choices) if choice.finished)
         return replace(self._request, resume=ResumePoint(delivered, finished))
+
+    def check(self, started: Started) -> None:
+        """Raises RUNTIME_UNAVAILABLE where a machine that begins would go on with another answer."""
+        if self.fingerprint not in (None, started.fingerprint):
+            raise MantlerError(
+                ErrorCode.RUNTIME_UNAVAILABLE,
+                "No machine that is left serves the model as it was when the answer began.",
+                retry_after_s=1.0,
+            )
 
     def take(self, event: Event) -> Event | None:
         """An event of the machine as the client gets it; ``None`` where it has all of it."""

@@ -15,6 +15,8 @@ from mantler.errors import TABLE, ErrorCode
 _OURS = frozenset({ErrorCode.RATE_LIMIT_EXCEEDED, ErrorCode.STORE_UNAVAILABLE, ErrorCode.DEADLINE_EXCEEDED})
 """A retry may help the client later, and another machine does not: these are about the key, the facade's own database
 and a time that is over."""
+GOES_ON = frozenset({ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE, ErrorCode.INTERNAL_ERROR})
+"""Failures of a machine or a facade, after which another one can go on with a stream."""
 
 
 def may_retry(code: ErrorCode, *, delivered: bool) -> bool:

@@ -24,7 +24,7 @@ from mantler.mesh.directory import Change, Directory, MachineChange
 from mantler.mesh.load import estimate_tokens
 from mantler.mesh.machine import MachineId
 from mantler.mesh.prefix import chain
-from mantler.mesh.retries import Backoff, RetryBudget, may_retry
+from mantler.mesh.retries import GOES_ON, Backoff, RetryBudget, may_retry
 from mantler.messages import ChatPrompt, Event, GenerateRequest, ModelInfo, Started, TextPrompt, TokenPrompt
 from mantler.routing.attempt import SILENT_S, Attempts
 from mantler.routing.clients import Clients
@@ -41,9 +41,6 @@ STOPPED_S = 1.0
 """A longer time between two looks at leases is a sleep of this process, not of the machines."""
 ACCEPTED_AFTER_S = 1.0
 """A call that fails later than this was not refused: its machine had it, and it may wait for another one."""
-
-_GOES_ON = frozenset({ErrorCode.MACHINE_OFFLINE, ErrorCode.RUNTIME_UNAVAILABLE, ErrorCode.INTERNAL_ERROR})
-"""Failures of a machine, after which another one can go on with a stream."""
 
 Result = TypeVar("Result")
 _log = logging.getLogger("mantler.routing")
@@ -105,7 +102,9 @@ class MeshClient:
                     # The only loop here that a token goes through: an iterator around another one costs every token.
                     async for event in events:
                         if isinstance(event.body, Started):
-                            self._answered(event.body, assignment, continuation, progress)
+                            progress.began = True
+                            self._balancer.answered(assignment, time.monotonic())
+                            continuation.check(event.body)
                         news = continuation.take(event)
                         if news is not None:
                             yield news
@@ -179,19 +178,6 @@ class MeshClient:
             async with aclosing(calls) as events:
                 yield events
 
-    def _answered(
-        self, started: Started, assignment: Assignment, continuation: Continuation, progress: Progress
-    ) -> None:
-        """The machine begins with a choice. Raises RUNTIME_UNAVAILABLE where it would go on with another answer."""
-        progress.began = True
-        self._balancer.answered(assignment, time.monotonic())
-        if continuation.fingerprint not in (None, started.fingerprint):
-            raise MantlerError(
-                ErrorCode.RUNTIME_UNAVAILABLE,
-                "No machine that is left serves the model as it was when the answer began.",
-                retry_after_s=1.0,
-            )
-
     async def _place(self, wanted: Request, progress: Progress, continuation: Continuation) -> Assignment:
         """A machine for the next attempt. Raises ``MantlerError`` where there is none, at once or after a while."""
         give_up_s = time.monotonic() + min(self._resume_within_s, progress.remaining_s)
@@ -225,7 +211,7 @@ class MeshClient:
         """Returns where the request is to be tried again; raises ``error`` otherwise."""
         progress.failed(error, assignment.machine.id, continuation.tokens)
         if continuation.begun:
-            if error.code not in _GOES_ON:
+            if error.code not in GOES_ON:
                 raise error
             _log.warning("a stream of %s goes on elsewhere: %s", assignment.machine.id, error.code.value)
             return

@@ -61,6 +61,11 @@ class FacadeProcess:
         self.process = Process(["facade", *addresses, *self.extra], self.home, {"MANTLER_BOOTSTRAP_KEY": KEY})
         self.process.wait_for("serving ")
 
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.signal(signal.SIGKILL)
+        self.process.exit_code()
+
     def stop(self) -> int:
         assert self.process is not None
         return self.process.stop()

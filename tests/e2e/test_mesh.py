@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from mantler import connect
+from mantler.messages import Delta, GenerateRequest, SamplingParams, StopParams, TextPrompt
+from mantler.routing.edges import EdgeClient
+from tests.default_model import DEFAULT_MODEL
 from tests.e2e.conftest import fresh_home
 from tests.e2e.mesh_processes import (
     AUTH,
@@ -23,6 +27,7 @@ from tests.e2e.mesh_processes import (
     references,
     status_becomes,
 )
+from tests.e2e.processes import KEY
 from tests.etcd_server import EtcdServer, why_not
 
 LOG = logging.getLogger(__name__)
@@ -99,6 +104,53 @@ async def test_a_rolling_restart_breaks_no_stream(
     of_first, of_second = [await each.stop() for each in traffic]
     check_whole(of_second, expected)
     check_clean(of_first, expected)
+
+
+async def test_grpc_clients_outlive_their_facade(
+    model_home: Path, tmp_path: Path, http: aiohttp.ClientSession, ends: ExitStack
+) -> None:
+    first, second = (FacadeProcess(tmp_path / name) for name in ("first", "second"))
+    for facade in (first, second):
+        facade.home.mkdir()
+    token = await machine_token(first.home)
+    (second.home / "mantler.db").symlink_to(first.home / "mantler.db")
+    for facade in (first, second):
+        facade.start()
+        ends.callback(facade.stop)
+    runtime = RuntimeProcess("gpu1", fresh_home(tmp_path / "machine", model_home), [first, second], token)
+    runtime.start()
+    ends.callback(runtime.stop)
+    await status_becomes(http, first, 200)
+    await status_becomes(http, second, 200)
+
+    def wanted(number: int) -> GenerateRequest:
+        sampling = SamplingParams(temperature=number % 2, seed=number)
+        prompt = TextPrompt(f"The lighthouse number {number} stands")
+        return GenerateRequest(f"r{number}", DEFAULT_MODEL, prompt, sampling=sampling, stop=StopParams(max_tokens=80))
+
+    async with connect.facades([second.grpc], KEY) as undisturbed:
+        expected = [await heard(undisturbed, wanted(number)) for number in range(6)]
+    flowing = asyncio.Event()
+    async with connect.facades([first.grpc, second.grpc], KEY) as client:
+        asked = [asyncio.create_task(heard(client, wanted(number), flowing)) for number in range(6)]
+        await flowing.wait()
+        first.kill()
+        assert await asyncio.gather(*asked) == expected
+
+
+async def heard(
+    client: EdgeClient, request: GenerateRequest, flowing: asyncio.Event | None = None
+) -> tuple[str, list[int]]:
+    """Text and tokens of an answer; ``flowing`` is set after the tenth token."""
+    text, token_ids = "", list[int]()
+    async with aclosing(client.generate(request, 60)) as events:
+        async for event in events:
+            if isinstance(event.body, Delta):
+                text += event.body.text
+                token_ids += event.body.token_ids
+            if flowing is not None and len(token_ids) >= 10:
+                flowing.set()
+    return text, token_ids
 
 
 async def test_facades_share_a_machine_in_etcd(

@@ -58,4 +58,4 @@ def test_an_example_answers(tool: str, text: str, mesh: Mesh, tmp_path: Path) ->
 def test_every_kind_of_client_is_among_them() -> None:
     tools = [tool for tool, _ in examples()]
     assert set(tools) == {"python", *TOOLS}
-    assert tools.count("python") == 3
+    assert tools.count("python") == 4

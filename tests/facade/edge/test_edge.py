@@ -118,7 +118,8 @@ async def test_an_unknown_model_names_the_known_ones(edge: Edge, call: Any) -> N
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"resume": {"delivered": [{"ids": [1]}]}}, "resume"),
+        ({"resume": {"delivered": [{"ids": [1]}, {"ids": [2]}]}, "sampling": {"seed": 1}}, "resume.delivered"),
+        ({"resume": {"delivered": [{"ids": [1]}]}}, "seed"),
         ({"n": 0}, "n"),
         ({"sampling": {"temperature": -1}}, "temperature"),
         ({"chat": {}}, "messages"),
