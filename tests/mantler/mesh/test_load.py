@@ -106,3 +106,31 @@ class Sums(RuleBasedStateMachine):
 
 
 TestSums = Sums.TestCase
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "noticed"),
+    [
+        ((10, 0, 10_000), (10, 0, 10_000), False),
+        ((10, 0, 10_000), (11, 0, 11_000), False),
+        ((10, 0, 10_000), (11, 0, 11_001), True),
+        ((10, 0, 10_000), (9, 0, 8_999), True),
+        ((2, 0, 500), (2, 0, 756), False),
+        ((2, 0, 500), (2, 0, 757), True),
+        ((0, 0, 0), (1, 0, 1), True),
+        ((1, 0, 1), (0, 0, 0), True),
+        ((10, 0, 10_000), (10, 1, 10_100), True),
+    ],
+)
+def test_a_change_that_matters_is_noticed(
+    before: tuple[int, int, int], now: tuple[int, int, int], noticed: bool
+) -> None:
+    reports = [LoadReport(A, 1, 1, (ModelLoad("model", *load),)) for load in (before, now)]
+    assert noticeable(*reports) is noticed
+
+
+def test_a_model_that_comes_or_goes_is_noticed() -> None:
+    one = LoadReport(A, 1, 1, (ModelLoad("model", 1, 0, 9),))
+    both = LoadReport(A, 1, 2, (ModelLoad("model", 1, 0, 9), ModelLoad("other", 0, 0, 0)))
+    assert noticeable(one, both)
+    assert noticeable(both, one)

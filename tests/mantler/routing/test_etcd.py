@@ -13,12 +13,14 @@ from typing import cast
 import pytest
 
 from mantler import messages as m
-from mantler.etcd import CompactedError, Etcd, EtcdError
+from mantler.etcd import CompactedError, Etcd
+from mantler.etcd_gateway import EtcdError
 from mantler.mesh.directory import Directory, MachineChange
 from mantler.mesh.machine import LoadReport
 from mantler.routing.client import MeshClient, connected
 from mantler.routing.etcd import EtcdMembership
 from mantler.routing.view import View
+from mantler.security.transport import Security
 from runtime_server.machine import ThisMachine
 from runtime_server.mesh import announce
 from runtime_server.mesh.announce import Announcing
@@ -75,7 +77,7 @@ class Mesh:
     async def facade(self) -> tuple[View, MeshClient]:
         etcd = await self.stack.enter_async_context(Etcd([self.server.url]))
         view = View(Directory())
-        membership = EtcdMembership(etcd, PREFIX, view)
+        membership = EtcdMembership(etcd, PREFIX, view, Security())
         client = await self.stack.enter_async_context(
             connected([], resume_within_s=1.0, view=view, others=[membership])
         )
@@ -108,6 +110,12 @@ async def until(holds: Callable[[], bool]) -> None:
             if holds():
                 return
             await asyncio.sleep(0.02)
+
+
+async def write(etcd: Etcd, name: str, value: bytes) -> None:
+    """Whatever stands there, as an operator may."""
+    key = f"{PREFIX}/{name}"
+    assert await etcd.replace(key, value, await etcd.grant(60), await etcd.get(key))
 
 
 async def ask(client: MeshClient) -> str:
@@ -199,7 +207,7 @@ async def test_the_later_of_two_with_one_name_stays(
 async def test_what_is_no_machine_is_written_over(mesh: Mesh, runtime: FakeRuntime) -> None:
     view, _ = await mesh.facade()
     async with Etcd([mesh.server.url]) as etcd:
-        await etcd.put(f"{PREFIX}/machines/gpu1", b"\xff", await etcd.grant(60))
+        await write(etcd, "machines/gpu1", b"\xff")
     await mesh.machine(runtime, "gpu1")
     await until(lambda: len(view.directory) == 1)
 
@@ -208,10 +216,10 @@ async def test_a_revision_that_is_gone_is_said(server: EtcdServer) -> None:
     async with Etcd([server.url]) as etcd:
         lease = await etcd.grant(60)
         for number in range(5):
-            await etcd.put("/a", b"%d" % number, lease)
+            assert await etcd.replace("/a", b"%d" % number, lease, await etcd.get("/a"))
         revision, found = await etcd.range("/a")
         assert [each.value for each in found] == [b"4"]
-        await etcd._post("kv/compaction", {"revision": str(revision)})
+        await etcd._gateway.ask("kv/compaction", {"revision": str(revision)})
         with pytest.raises(CompactedError):
             async for _ in etcd.watch("/a", 2):
                 pass
