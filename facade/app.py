@@ -121,7 +121,7 @@ async def running(settings: FacadeSettings) -> AsyncIterator[Bound]:
         others: list[Membership] = [registry]
         if settings.etcd:
             etcd = await stack.enter_async_context(Etcd.of(settings))
-            others.append(EtcdMembership(etcd, settings.etcd_prefix, view))
+            others.append(EtcdMembership(etcd, settings.etcd_prefix, view, security))
         tunnels = await stack.enter_async_context(Tunnels())
         client = await stack.enter_async_context(
             connected(

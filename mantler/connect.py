@@ -81,12 +81,12 @@ async def machines(
     """
     if not addresses and not etcd:
         raise ValueError("addresses or etcd must be given")
-    view = View(Directory())
+    view, security = View(Directory()), security or Security()
     async with AsyncExitStack() as stack:
         others: list[Membership] = []
         if etcd:
             asked = Etcd(etcd, user=etcd_user, password=etcd_password, tls=etcd_tls)
-            others.append(EtcdMembership(await stack.enter_async_context(asked), etcd_prefix, view))
+            others.append(EtcdMembership(await stack.enter_async_context(asked), etcd_prefix, view, security))
         yield await stack.enter_async_context(
             connected(addresses, resume_within_s=resume_within_s, security=security, view=view, others=others)
         )

@@ -1,31 +1,26 @@
 """A small client of etcd 3.4 or later: keys under leases, and watches.
 
-It speaks etcd's JSON over HTTP (https://etcd.io/docs/v3.5/dev-guide/api_grpc_gateway/), which needs neither stubs nor a
-library beside aiohttp.
+It speaks etcd's JSON over HTTP, which needs neither stubs nor a library beside aiohttp.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
-
 from mantler.config import MeshSettings
+from mantler.etcd_gateway import EtcdError, Gateway, Message
 
-TIMEOUT_S = 1.0
-MAX_LINE_BYTES = 8 * 2**20
-"""Of one line of a watch."""
-
-
-class EtcdError(Exception):
-    """No endpoint answered, or etcd refused. The text is for the log."""
+QUIET_S = 3.0
+"""A watch that has said nothing for so long is begun again where it stopped: its connection may be dead, which looks
+like there being no news."""
+PAGE_KEYS = 200
+"""Read at once."""
 
 
 class CompactedError(EtcdError):
@@ -37,28 +32,22 @@ class KeyValue:
     """A key as etcd has it."""
 
     key: str
+    """With escapes where it is not UTF-8."""
     value: bytes | None
     """``None`` where it was deleted."""
     mod_revision: int
 
 
 class Etcd:
-    """Asks ``endpoints`` (``http://HOST:PORT``) in turns, the one that answered last first. Use as a context manager.
+    """Asks ``endpoints`` (``http://HOST:PORT``) in turns; see :class:`Gateway`. Use as a context manager.
 
-    Args:
-        user: with ``password``, where etcd wants them.
-        tls: for https endpoints.
+    Everything raises :class:`EtcdError`, after a second for each endpoint at most.
     """
 
     def __init__(
         self, endpoints: Sequence[str], *, user: str = "", password: str = "", tls: ssl.SSLContext | None = None
     ) -> None:
-        self._endpoints = list(endpoints)
-        self._user = user
-        self._password = password
-        self._token = ""
-        connector = aiohttp.TCPConnector(limit=0, ssl=tls if tls is not None else True)
-        self._http = aiohttp.ClientSession(connector=connector, read_bufsize=MAX_LINE_BYTES)
+        self._gateway = Gateway(endpoints, user=user, password=password, tls=tls)
 
     @classmethod
     def of(cls, settings: MeshSettings) -> Self:
@@ -74,111 +63,104 @@ class Etcd:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.close()
+        await self._gateway.close()
 
     async def grant(self, ttl_s: int) -> str:
         """A new lease, which ends after ``ttl_s`` without a word."""
-        return str((await self._post("lease/grant", {"TTL": str(ttl_s)}))["ID"])
+        answer = await self._gateway.ask("lease/grant", {"TTL": str(ttl_s)})
+        with _reading():
+            return str(answer["ID"])
 
     async def keep_alive(self, lease: str) -> bool:
         """Renews a lease. ``False`` where it has ended."""
-        return int((await self._post("lease/keepalive", {"ID": lease}))["result"].get("TTL", 0)) > 0
+        answer = await self._gateway.ask("lease/keepalive", {"ID": lease})
+        with _reading():
+            return int(answer["result"].get("TTL", 0)) > 0
+
+    async def keys(self, lease: str) -> frozenset[str]:
+        """The keys that end with a lease; none where it has ended. Costs etcd no more than a renewal."""
+        answer = await self._gateway.ask("lease/timetolive", {"ID": lease, "keys": True})
+        with _reading():
+            return frozenset(_text(key) for key in answer.get("keys", []))
 
     async def revoke(self, lease: str) -> None:
         """Ends a lease, and its keys with it."""
-        await self._post("lease/revoke", {"ID": lease})
+        await self._gateway.ask("lease/revoke", {"ID": lease})
 
     async def get(self, key: str) -> KeyValue | None:
         """One key."""
-        found = (await self._post("kv/range", {"key": _coded(key)})).get("kvs", [])
-        return _key_value(found[0]) if found else None
-
-    async def put(self, key: str, value: bytes, lease: str) -> None:
-        """Writes a key that ends with its lease."""
-        await self._post("kv/put", {"key": _coded(key), "value": _coded(value), "lease": lease})
+        answer = await self._gateway.ask("kv/range", {"key": _coded(key)})
+        with _reading():
+            return next(map(_key_value, answer.get("kvs", [])), None)
 
     async def replace(self, key: str, value: bytes, lease: str, before: KeyValue | None) -> bool:
-        """Writes a key unless it has changed since ``before`` was read. Returns whether it did."""
-        compare = {"key": _coded(key), "target": "MOD", "mod_revision": str(before.mod_revision if before else 0)}
-        put = {"request_put": {"key": _coded(key), "value": _coded(value), "lease": lease}}
-        return bool((await self._post("kv/txn", {"compare": [compare], "success": [put]})).get("succeeded"))
+        """Writes a key that ends with its lease, unless it has changed since ``before`` was read: then ``False``."""
+        unchanged = {"key": _coded(key), "target": "MOD", "mod_revision": str(before.mod_revision if before else 0)}
+        return await self._put_if(unchanged, key, value, lease)
+
+    async def put_beside(self, other: str, key: str, value: bytes, lease: str) -> bool:
+        """Writes a key that ends with its lease where the key ``other`` does, too: otherwise ``False``."""
+        return await self._put_if({"key": _coded(other), "target": "LEASE", "lease": lease}, key, value, lease)
 
     async def range(self, prefix: str) -> tuple[int, list[KeyValue]]:
-        """The revision of the whole store, and every key that begins with ``prefix``."""
-        answer = await self._post("kv/range", {"key": _coded(prefix), "range_end": _after(prefix)})
-        return int(answer["header"]["revision"]), [_key_value(found) for found in answer.get("kvs", [])]
+        """The revision of the whole store, and every key that begins with ``prefix`` at that revision."""
+        wanted = {"key": _coded(prefix), "range_end": _after(prefix), "limit": str(PAGE_KEYS)}
+        found: list[KeyValue] = []
+        while True:
+            answer = await self._gateway.ask("kv/range", wanted)
+            with _reading():
+                page = answer.get("kvs", [])
+                found += map(_key_value, page)
+                # The first page says which revision the others are of.
+                wanted.setdefault("revision", str(answer["header"]["revision"]))
+                if not (answer.get("more") and page):
+                    return int(wanted["revision"]), found
+                wanted["key"] = _coded(base64.b64decode(page[-1]["key"]) + b"\0")
 
     async def watch(self, prefix: str, revision: int) -> AsyncGenerator[list[KeyValue], None]:
-        """What changes at ``revision`` and later, as it comes, for ever. Raises :class:`CompactedError`."""
-        wanted = {"key": _coded(prefix), "range_end": _after(prefix), "start_revision": str(revision)}
-        async with self._open("watch", {"create_request": wanted}, None) as response:
-            async for line in response.content:
-                result = json.loads(line).get("result", {})
-                if "compact_revision" in result:
-                    raise CompactedError(f"revision {revision} was compacted")
-                if result.get("canceled"):
-                    raise EtcdError(f"the watch was cancelled: {result.get('cancel_reason', '')}")
-                if events := result.get("events"):
-                    yield [_key_value(event["kv"], gone=event.get("type") == "DELETE") for event in events]
-        raise EtcdError("the watch has ended")
+        """What changes at ``revision`` and later, as it comes, for ever. Raises :class:`CompactedError`.
 
-    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        async with self._open(path, body, TIMEOUT_S) as response:
-            # A stream's only message is a line of its own.
-            answer: dict[str, Any] = json.loads(await response.content.readline() or b"{}")
-            return answer
+        What comes after a silence that was none is late by :data:`QUIET_S` at most, and a second for each endpoint that
+        hangs.
+        """
+        while True:
+            wanted = {"key": _coded(prefix), "range_end": _after(prefix), "start_revision": str(revision)}
+            # Fragments are what keeps the length of a line within bounds.
+            create = {"create_request": {**wanted, "fragment": True}}
+            async with aclosing(self._gateway.follow("watch", create, QUIET_S)) as messages:
+                async for message in messages:
+                    with _reading():
+                        changes, revision = _changes(message, revision)
+                    if changes:
+                        yield changes
 
-    @contextlib.asynccontextmanager
-    async def _open(
-        self, path: str, body: dict[str, Any], timeout_s: float | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer of the first endpoint that has one. Whatever fails in the body is an :class:`EtcdError`, too."""
-        response = await self._ask(path, body, timeout_s)
-        try:
-            yield response
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
-            raise EtcdError(f"{path}: {error!r}") from error
-        finally:
-            response.close()
+    async def _put_if(self, compare: Message, key: str, value: bytes, lease: str) -> bool:
+        put = {"request_put": {"key": _coded(key), "value": _coded(value), "lease": lease}}
+        answer = await self._gateway.ask("kv/txn", {"compare": [compare], "success": [put]})
+        return bool(answer.get("succeeded"))
 
-    async def _ask(self, path: str, body: dict[str, Any], timeout_s: float | None) -> aiohttp.ClientResponse:
-        failures = []
-        for endpoint in list(self._endpoints):
-            try:
-                response = await self._send(endpoint, path, body, timeout_s)
-            except (aiohttp.ClientError, TimeoutError, OSError, EtcdError) as error:
-                # A member without a leader refuses what another one does.
-                failures.append(f"{endpoint}: {error or type(error).__name__}")
-                continue
-            self._endpoints.remove(endpoint)
-            self._endpoints.insert(0, endpoint)
-            return response
-        raise EtcdError("; ".join(failures))
 
-    async def _send(
-        self, endpoint: str, path: str, body: dict[str, Any], timeout_s: float | None
-    ) -> aiohttp.ClientResponse:
-        for first in (True, False):
-            if self._user and not self._token and path != "auth/authenticate":
-                self._token = await self._authenticated()
-            response = await self._http.post(
-                f"{endpoint.rstrip('/')}/v3/{path}",
-                json=body,
-                headers={"Authorization": self._token} if self._token else {},
-                timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=TIMEOUT_S),
-            )
-            if response.status == 200:
-                return response
-            said = (await response.content.read(1000)).decode(errors="replace")
-            response.close()
-            if not (first and self._token and response.status == 401):
-                raise EtcdError(f"{endpoint} refuses {path}: {said.strip()}")
-            self._token = ""  # it has ended; a new one is asked for
-        raise AssertionError("the second attempt returns or raises")
+def _changes(message: Message, revision: int) -> tuple[list[KeyValue], int]:
+    """What a watch from ``revision`` on says, and the revision at which it goes on."""
+    result = message.get("result", {})
+    if "compact_revision" in result:
+        raise CompactedError(f"revision {revision} was compacted")
+    if "error" in message or result.get("canceled"):
+        raise EtcdError(f"the watch was cancelled: {result.get('cancel_reason') or message.get('error', '')}")
+    found = [_key_value(event["kv"], gone=event.get("type") == "DELETE") for event in result.get("events", [])]
+    if found:
+        # The rest of a fragment may be of the same revision.
+        revision = found[-1].mod_revision + (not result.get("fragment"))
+    return found, revision
 
-    async def _authenticated(self) -> str:
-        answer = await self._post("auth/authenticate", {"name": self._user, "password": self._password})
-        return str(answer["token"])
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What is not as etcd writes it is an :class:`EtcdError`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EtcdError(f"the answer is not etcd's: {error!r}") from error
 
 
 def _coded(value: str | bytes) -> str:
@@ -191,6 +173,10 @@ def _after(prefix: str) -> str:
     return _coded(raw[:-1] + bytes([raw[-1] + 1]))
 
 
+def _text(key: str) -> str:
+    return base64.b64decode(key).decode(errors="backslashreplace")
+
+
 def _key_value(found: dict[str, Any], *, gone: bool = False) -> KeyValue:
     value = None if gone else base64.b64decode(found.get("value", ""))
-    return KeyValue(base64.b64decode(found["key"]).decode(), value, int(found["mod_revision"]))
+    return KeyValue(_text(found["key"]), value, int(found["mod_revision"]))

@@ -21,6 +21,7 @@ from mantler.errors import MantlerError
 from mantler.etcd import Etcd
 from mantler.mesh.machine import MachineId
 from mantler.reflection import enable_reflection
+from mantler.security.loopback import is_wildcard
 from mantler.security.transport import Security
 from mantler.v1 import (
     generation_pb2,
@@ -36,7 +37,7 @@ from runtime_server.deployments import Deployments
 from runtime_server.machine import ThisMachine
 from runtime_server.mesh.announce import Announcing
 from runtime_server.mesh.join import Joining
-from runtime_server.mesh.reach import address_for, is_wildcard
+from runtime_server.mesh.reach import address_for
 from runtime_server.models.store import ModelStore
 from runtime_server.services.generation import GenerationServicer
 from runtime_server.services.machine import MachineServicer

@@ -13,18 +13,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mantler.mesh.directory import Change, Directory, MachineChange
-from mantler.mesh.machine import MachineId
+from mantler.mesh.machine import LoadReport, MachineId, ModelLoad
 
 BYTES_PER_TOKEN = 4
 """Of English text, roughly, with today's vocabularies. A facade has no tokenizer."""
 USUAL_OUTPUT_TOKENS = 256
 """What an answer is taken to have where the request allows more."""
+NOTICEABLE_TOKENS = USUAL_OUTPUT_TOKENS
+"""A load that has changed by no more than this, which is less than one usual request, or ..."""
+NOTICEABLE_SHARE = 0.1
+"""... by no more than this share of what it was is nearly the same: half of what
+the bound on busy machines leaves free."""
 
 
 def estimate_tokens(prompt_bytes: int, max_tokens: int | None) -> int:
     """Tokens that a request is going to hold, prompt and output together, at least 1."""
     output = USUAL_OUTPUT_TOKENS if max_tokens is None else min(max_tokens, USUAL_OUTPUT_TOKENS)
     return max(1, prompt_bytes // BYTES_PER_TOKEN + output)
+
+
+def noticeable(before: LoadReport, now: LoadReport) -> bool:
+    """Whether ``now`` says something that choices, or whoever waits for a machine to be idle, should know at once."""
+    earlier = {load.model: load for load in before.models}
+    later = {load.model: load for load in now.models}
+    return earlier.keys() != later.keys() or any(_differs(earlier[model], load) for model, load in later.items())
+
+
+def _differs(before: ModelLoad, now: ModelLoad) -> bool:
+    if (before.running > 0, before.queued > 0) != (now.running > 0, now.queued > 0):
+        return True
+    changed = abs(now.running_tokens - before.running_tokens)
+    return changed > max(NOTICEABLE_TOKENS, NOTICEABLE_SHARE * before.running_tokens)
 
 
 @dataclass(slots=True)

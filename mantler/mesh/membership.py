@@ -1,8 +1,7 @@
 """What a facade hears about machines, from whatever keeps the membership.
 
-Events may come late, twice and in any order: each carries what tells old from new. A built-in registry takes the time
-at which a runtime started as its epoch and counts its registrations; etcd has both as a key's ``create_revision`` and
-``mod_revision``.
+Events may come late, twice and in any order: each carries what tells old from new. :class:`mantler.routing.view.View`
+numbers the lives of a machine's runtimes, which count their own registrations.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ from mantler.routing.view import View
 from mantler.security.transport import Security
 
 EXPIRE_EVERY_S = 0.25
+TIDY_EVERY_S = 5.0
+"""How long connections to machines that went stay open at most, once nobody uses them."""
 STOPPED_S = 1.0
 """A longer time between two looks at leases is a sleep of this process, not of the machines."""
 ACCEPTED_AFTER_S = 1.0
@@ -172,8 +174,8 @@ class MeshClient:
         self, assignment: Assignment, continuation: Continuation, progress: Progress
     ) -> AsyncIterator[AsyncGenerator[Event, None]]:
         """One machine's part of the answer."""
-        client = self._clients.at(assignment.machine.address)
-        with self._attempts.running(assignment.machine.id) as watch:
+        using = self._clients.using(assignment.machine.address)
+        with using as client, self._attempts.running(assignment.machine.id) as watch:
             calls = client.generate(continuation.next_request(), progress.remaining_s, watch)
             async with aclosing(calls) as events:
                 yield events
@@ -237,7 +239,8 @@ class MeshClient:
             assignment = await self._place(wanted, progress, nothing)
             result = Outcome.NEITHER
             try:
-                answer = await call(self._clients.at(assignment.machine.address), progress.remaining_s)
+                with self._clients.using(assignment.machine.address) as client:
+                    answer = await call(client, progress.remaining_s)
                 result = Outcome.SUCCESS
                 return answer
             except MantlerError as error:
@@ -282,6 +285,12 @@ class MeshClient:
                 self._view.heard(machine_id, now_s=now_s, lease_until_s=now_s + SILENT_S)
             self._view.directory.expire(now_s)
 
+    async def tidy(self) -> None:
+        """Closes connections to machines that are offline, unless streams still use them; for ever."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            await self._clients.close_unused(self._view.addresses())
+
 
 @asynccontextmanager
 async def connected(
@@ -301,13 +310,14 @@ async def connected(
         membership = Memberships([StaticMembership(addresses, view, clients), *others])
         balancer = Balancer(view.directory, random.Random())  # noqa: S311 - it spreads load
         client = MeshClient(view, balancer, clients, membership, resume_within_s=resume_within_s)
-        expiring = asyncio.create_task(client.expire())
+        tasks = [asyncio.create_task(client.expire()), asyncio.create_task(client.tidy())]
         try:
             await membership.start()
             yield client
         finally:
-            expiring.cancel()
-            await asyncio.gather(expiring, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await membership.close()
 
 

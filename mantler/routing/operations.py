@@ -49,10 +49,10 @@ class Operations:
 
     async def drain(self, machine: str, *, draining: bool = True) -> None:
         """Keeps new requests away from a machine, or lets them come again. Running ones finish."""
-        client = self._reach(machine)
-        await client.set_draining(draining)
-        log_event(_log, "drained" if draining else "in service again", machine=machine)
-        await self._look(machine, client)
+        with self._reach(machine) as client:
+            await client.set_draining(draining)
+            log_event(_log, "drained" if draining else "in service again", machine=machine)
+            await self._look(machine, client)
 
     async def deploy(self, machine: str, model: str, *, pull: bool = True) -> AsyncGenerator[LoadProgress, None]:
         """Brings a model into memory on a machine and reports on it; the last report has the stage READY.
@@ -63,21 +63,21 @@ class Operations:
         Args:
             pull: fetches and converts the model where the machine does not have it.
         """
-        client = self._reach(machine)
-        log_event(_log, "deploying", machine=machine, model=model)
         ready: LoadProgress | None = None
-        with _interrupted(machine, model):
-            async with aclosing(client.load_model(model, pull=pull)) as reports:
-                async for report in reports:
-                    if report.stage is LoadStage.READY:
-                        ready = report
-                    else:
-                        yield report
-            if ready is None:
-                raise MantlerError(ErrorCode.RUNTIME_UNAVAILABLE, "The runtime ended the load without a word.")
-        log_event(_log, "deployed", machine=machine, model=model)
-        # Whoever is told that it is ready may ask for an answer at once.
-        await self._look(machine, client)
+        with self._reach(machine) as client:
+            log_event(_log, "deploying", machine=machine, model=model)
+            with _interrupted(machine, model):
+                async with aclosing(client.load_model(model, pull=pull)) as reports:
+                    async for report in reports:
+                        if report.stage is LoadStage.READY:
+                            ready = report
+                        else:
+                            yield report
+                if ready is None:
+                    raise MantlerError(ErrorCode.RUNTIME_UNAVAILABLE, "The runtime ended the load without a word.")
+            log_event(_log, "deployed", machine=machine, model=model)
+            # Whoever is told that it is ready may ask for an answer at once.
+            await self._look(machine, client)
         yield ready
 
     async def undeploy(self, machine: str, model: str, *, timeout_s: float | None = None) -> None:
@@ -85,11 +85,11 @@ class Operations:
 
         The machine bounds how long they may take, and goes on where the caller leaves.
         """
-        client = self._reach(machine)
-        log_event(_log, "undeploying", machine=machine, model=model)
-        await client.unload_model(model, timeout_s)
-        log_event(_log, "undeployed", machine=machine, model=model)
-        await self._look(machine, client)
+        with self._reach(machine) as client:
+            log_event(_log, "undeploying", machine=machine, model=model)
+            await client.unload_model(model, timeout_s)
+            log_event(_log, "undeployed", machine=machine, model=model)
+            await self._look(machine, client)
 
     def _status(self, seen: SeenMachine) -> MachineStatus:
         machine_id = MachineId(seen.info.id)
@@ -101,7 +101,8 @@ class Operations:
             self._balancer.circuit(machine_id, time.monotonic()) not in (None, BreakerState.CLOSED),
         )
 
-    def _reach(self, machine: str) -> RuntimeClient:
+    @contextlib.contextmanager
+    def _reach(self, machine: str) -> Iterator[RuntimeClient]:
         seen = self._view.machine(MachineId(machine))
         if seen is None:
             raise self._unknown(machine)
@@ -109,7 +110,8 @@ class Operations:
             raise MantlerError(
                 ErrorCode.MACHINE_OFFLINE, f"{machine} is offline.", param="machine", retry_after_s=HEARD_LEASE_S
             )
-        return self._clients.at(seen.address)
+        with self._clients.using(seen.address) as client:
+            yield client
 
     def _unknown(self, machine: str) -> MantlerError:
         known = [seen.info.id for seen in self._view.machines()]

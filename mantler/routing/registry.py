@@ -53,6 +53,8 @@ class Seat:
         if report.epoch != self._machine.epoch:
             raise MantlerError(ErrorCode.INVALID_PARAMETER, "load: epoch must be the machine's.", param="load.epoch")
         now_s = time.monotonic()
+        # Another life may have counted when this one was registered, and be gone by now.
+        self._view.renewed(self._machine, self._address, now_s=now_s, lease_until_s=now_s + LEASE_S)
         self._view.reported(report, now_s=now_s, lease_until_s=now_s + LEASE_S)
 
     def left(self) -> None:

@@ -48,7 +48,7 @@ class _Polled:
     def __init__(self, address: str, view: View, clients: Clients) -> None:
         self._address = address
         self._view = view
-        self._client: RuntimeClient = clients.at(address)
+        self._client: RuntimeClient = clients.keep(address)
         self._machine: MachineInfo | None = None
         """Who answered there last."""
         self._began_s = float("-inf")

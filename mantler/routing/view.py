@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mantler.mesh.directory import Change, Directory, MachineChange
 from mantler.mesh.machine import LoadReport, Machine, MachineId, Mantle
@@ -27,8 +28,23 @@ class SeenMachine:
     """The last one of this life."""
 
 
+@dataclass(slots=True)
+class _Life:
+    """The life of a machine's runtime that counts."""
+
+    epoch: int
+    """What the machine calls it."""
+    number: int
+    """What the directory knows it as."""
+    departures: int = 0
+    """How often it left. What is heard of it afterwards counts as later, though it is the same life."""
+
+
 class View:
     """Takes in what a membership hears of machines.
+
+    Of two runtimes with one name the one that started later counts, for as long as it is online. After that the other
+    one does, if it is still heard of: so lives are numbered anew, in the order in which they have come to count.
 
     Attributes:
         directory: who is online and who serves what.
@@ -39,8 +55,8 @@ class View:
         self._infos: dict[MachineId, MachineInfo] = {}
         self._reports: dict[MachineId, LoadReport] = {}
         self._addresses: dict[MachineId, str] = {}
-        self._departures: dict[MachineId, int] = {}
-        """How often each left. What is heard of it afterwards counts as later, though it is the same life."""
+        self._lives: dict[MachineId, _Life] = {}
+        self._numbers = itertools.count(1)
         self._offline: dict[MachineId, None] = {}
         """The longest gone first."""
         directory.subscribe(self._take)
@@ -65,6 +81,10 @@ class View:
         """One of them."""
         return self._seen(machine_id) if machine_id in self._infos else None
 
+    def addresses(self) -> frozenset[str]:
+        """Where the machines that are online are reached."""
+        return frozenset(self._addresses[machine_id] for machine_id in self._infos if machine_id not in self._offline)
+
     def registered(self, machine: MachineInfo, address: str, *, now_s: float, lease_until_s: float) -> None:
         """A machine came, or what it has has changed.
 
@@ -73,37 +93,50 @@ class View:
             lease_until_s: when it counts as offline unless more is heard.
         """
         machine_id = MachineId(machine.id)
+        life = self._lives.get(machine_id)
+        if life is None or machine.epoch > life.epoch or (machine.epoch < life.epoch and machine_id in self._offline):
+            life = _Life(machine.epoch, next(self._numbers))
+        elif machine.epoch < life.epoch:
+            return
+        at = Machine(machine_id, address, tuple(_mantles(machine.models)), draining=machine.draining)
         known = self._infos.get(machine_id)
-        if known is None or (machine.epoch, machine.revision) > (known.epoch, known.revision):
+        if known is None or known.epoch != machine.epoch or machine.revision > known.revision:
             self._infos[machine_id] = machine
             self._addresses[machine_id] = address
         if known is None:
             self._offline[machine_id] = None
-        at = Machine(machine_id, address, tuple(_mantles(machine.models)), draining=machine.draining)
-        self.directory.apply(Registered(at, self._version(machine), lease_until_s), now_s)
+        self._lives[machine_id] = life
+        self.directory.apply(Registered(at, _version(life, machine), lease_until_s), now_s)
+
+    def renewed(self, machine: MachineInfo, address: str, *, now_s: float, lease_until_s: float) -> None:
+        """A machine is there as it was registered. See :meth:`registered`, of which it is the cheap half."""
+        life = self._lives.get(MachineId(machine.id))
+        if life is None or life.epoch != machine.epoch:
+            self.registered(machine, address, now_s=now_s, lease_until_s=lease_until_s)
+        else:
+            self.heard(MachineId(machine.id), now_s=now_s, lease_until_s=lease_until_s)
 
     def reported(self, report: LoadReport, *, now_s: float, lease_until_s: float) -> None:
-        """A machine is still there, and this busy."""
-        self.directory.apply(Renewed(report.machine_id, report.epoch, lease_until_s), now_s)
-        self.directory.apply(report, now_s)
-        if report.machine_id in self._infos:
+        """A machine that was registered is still there, and this busy."""
+        life = self._lives.get(report.machine_id)
+        if life is not None and life.epoch == report.epoch:
+            self.directory.apply(Renewed(report.machine_id, life.number, lease_until_s), now_s)
+            self.directory.apply(replace(report, epoch=life.number), now_s)
             self._reports[report.machine_id] = report
 
     def heard(self, machine_id: MachineId, *, now_s: float, lease_until_s: float) -> None:
         """Something came from a machine that is online, so it is there, whatever its membership knows."""
-        machine = self._infos.get(machine_id)
-        if machine is not None and machine_id not in self._offline:
-            self.directory.apply(Renewed(machine_id, machine.epoch, lease_until_s), now_s)
+        life = self._lives.get(machine_id)
+        if life is not None and machine_id not in self._offline:
+            self.directory.apply(Renewed(machine_id, life.number, lease_until_s), now_s)
 
     def left(self, machine: MachineInfo, *, now_s: float) -> None:
         """A machine said farewell, or refuses connections. It is back when it is registered again."""
         machine_id = MachineId(machine.id)
-        self.directory.apply(Left(machine_id, self._version(machine)), now_s)
-        if machine_id in self._infos:
-            self._departures[machine_id] = self._departures.get(machine_id, 0) + 1
-
-    def _version(self, machine: MachineInfo) -> Version:
-        return Version(machine.epoch, machine.revision + self._departures.get(MachineId(machine.id), 0))
+        life = self._lives.get(machine_id)
+        if life is not None and life.epoch == machine.epoch:
+            self.directory.apply(Left(machine_id, _version(life, machine)), now_s)
+            life.departures += 1
 
     def _seen(self, machine_id: MachineId) -> SeenMachine:
         info, report = self._infos[machine_id], self._reports.get(machine_id)
@@ -124,8 +157,12 @@ class View:
                 self._forget(next(iter(self._offline)))
 
     def _forget(self, machine_id: MachineId) -> None:
-        for kept in (self._offline, self._infos, self._reports, self._addresses, self._departures):
+        for kept in (self._offline, self._infos, self._reports, self._addresses, self._lives):
             kept.pop(machine_id, None)
+
+
+def _version(life: _Life, machine: MachineInfo) -> Version:
+    return Version(life.number, machine.revision + life.departures)
 
 
 def _mantles(models: Iterable[ModelInfo]) -> Iterable[Mantle]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Literal
 
 from mantler.config import join_address, split_address
-from mantler.security.loopback import is_loopback
+from mantler.security.loopback import is_loopback, is_wildcard
 
 Reach = Literal["auto", "dial", "tunnel"]
 
@@ -28,11 +27,3 @@ def address_for(facade: str, reach: Reach, listening: str, advertised: str | Non
         return ""
     # Nobody knows which of its addresses others see; the facade sees which one it comes from.
     return f":{port}" if is_wildcard(host) else join_address(host, port)
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether ``host`` stands for every address of this machine."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mantler.mesh.directory import Directory
-from mantler.mesh.load import Loads, estimate_tokens
-from mantler.mesh.machine import MachineId
+from mantler.mesh.load import Loads, estimate_tokens, noticeable
+from mantler.mesh.machine import LoadReport, MachineId, ModelLoad
 from mantler.mesh.membership import Left, Version
 from tests.mantler.mesh.machines import MODEL, machine, mantle, mesh, registered, report
 
@@ -106,3 +107,31 @@ class Sums(RuleBasedStateMachine):
 
 
 TestSums = Sums.TestCase
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "noticed"),
+    [
+        ((10, 0, 10_000), (10, 0, 10_000), False),
+        ((10, 0, 10_000), (11, 0, 11_000), False),
+        ((10, 0, 10_000), (11, 0, 11_001), True),
+        ((10, 0, 10_000), (9, 0, 8_999), True),
+        ((2, 0, 500), (2, 0, 756), False),
+        ((2, 0, 500), (2, 0, 757), True),
+        ((0, 0, 0), (1, 0, 1), True),
+        ((1, 0, 1), (0, 0, 0), True),
+        ((10, 0, 10_000), (10, 1, 10_100), True),
+    ],
+)
+def test_a_change_that_matters_is_noticed(
+    before: tuple[int, int, int], now: tuple[int, int, int], noticed: bool
+) -> None:
+    reports = [LoadReport(M0, 1, 1, (ModelLoad("model", *load),)) for load in (before, now)]
+    assert noticeable(*reports) is noticed
+
+
+def test_a_model_that_comes_or_goes_is_noticed() -> None:
+    one = LoadReport(M0, 1, 1, (ModelLoad("model", 1, 0, 9),))
+    both = LoadReport(M0, 1, 2, (ModelLoad("model", 1, 0, 9), ModelLoad("other", 0, 0, 0)))
+    assert noticeable(one, both)
+    assert noticeable(both, one)

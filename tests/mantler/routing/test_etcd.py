@@ -3,117 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import pytest
 
 from mantler import messages as m
-from mantler.etcd import CompactedError, Etcd, EtcdError
-from mantler.mesh.directory import Directory, MachineChange
-from mantler.mesh.machine import LoadReport
-from mantler.routing.client import MeshClient, connected
-from mantler.routing.etcd import EtcdMembership
-from mantler.routing.view import View
-from runtime_server.machine import ThisMachine
+from mantler import wire
+from mantler.etcd import Etcd
+from mantler.mesh.directory import MachineChange
+from mantler.mesh.machine import ModelLoad
+from mantler.v1 import machine_pb2
 from runtime_server.mesh import announce
-from runtime_server.mesh.announce import Announcing
-from tests.etcd_server import EtcdServer, why_not
 from tests.fake_runtime import FakeRuntime
-
-PREFIX = "/test"
-MODEL = "smollm2:135m"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[EtcdServer]:
-    if reason := why_not():
-        pytest.skip(reason)
-    server = EtcdServer(tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
-class Machine:
-    """Says what a fake runtime is, as a runtime's own ``ThisMachine`` does."""
-
-    def __init__(self, runtime: FakeRuntime) -> None:
-        self.id = runtime.address
-        self.epoch = 1
-        self.draining = False
-        self._runtime = runtime
-        self._news = asyncio.Event()
-
-    async def info(self) -> m.MachineInfo:
-        models = tuple(sorted(self._runtime.models.values(), key=lambda known: known.id))
-        return m.MachineInfo(self.id, self.epoch, 1 + self.draining, self._runtime.address, models, self.draining)
-
-    def load(self) -> LoadReport:
-        return self._runtime.load()
-
-    def drain(self) -> None:
-        self.draining = True
-        self._news.set()
-
-    async def news(self) -> None:
-        await self._news.wait()
-        self._news.clear()
-
-
-@dataclass
-class Mesh:
-    """Facades that follow etcd, and machines that announce themselves there."""
-
-    server: EtcdServer
-    stack: AsyncExitStack
-
-    async def facade(self) -> tuple[View, MeshClient]:
-        etcd = await self.stack.enter_async_context(Etcd([self.server.url]))
-        view = View(Directory())
-        membership = EtcdMembership(etcd, PREFIX, view)
-        client = await self.stack.enter_async_context(
-            connected([], resume_within_s=1.0, view=view, others=[membership])
-        )
-        return view, client
-
-    async def machine(self, runtime: FakeRuntime, name: str = "", epoch: int = 1) -> tuple[Machine, Announcing]:
-        machine = Machine(runtime)
-        machine.id, machine.epoch = name or machine.id, epoch
-        announcing = Announcing(Etcd([self.server.url]), PREFIX, cast(ThisMachine, machine), runtime.address)
-        self.stack.push_async_callback(announcing.close)
-        announcing.start()
-        return machine, announcing
-
-
-@pytest.fixture
-async def mesh(server: EtcdServer) -> AsyncIterator[Mesh]:
-    async with AsyncExitStack() as stack:
-        yield Mesh(server, stack)
-
-
-@pytest.fixture
-async def runtime() -> AsyncIterator[FakeRuntime]:
-    async with FakeRuntime() as runtime:
-        yield runtime
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        for _ in itertools.count():
-            if holds():
-                return
-            await asyncio.sleep(0.02)
-
-
-async def ask(client: MeshClient) -> str:
-    prompt = m.ChatPrompt((m.ChatMessage(m.Role.USER, "one two"),))
-    events = client.generate(m.GenerateRequest("r", MODEL, prompt), 10.0)
-    return "".join([event.body.text async for event in events if isinstance(event.body, m.Delta)])
+from tests.mantler.routing.etcd_mesh import MODEL, PREFIX, Mesh, ask, cabled, delete, stands, until, write
 
 
 async def test_all_facades_see_a_machine_that_comes_drains_and_leaves(mesh: Mesh, runtime: FakeRuntime) -> None:
@@ -199,28 +100,122 @@ async def test_the_later_of_two_with_one_name_stays(
 async def test_what_is_no_machine_is_written_over(mesh: Mesh, runtime: FakeRuntime) -> None:
     view, _ = await mesh.facade()
     async with Etcd([mesh.server.url]) as etcd:
-        await etcd.put(f"{PREFIX}/machines/gpu1", b"\xff", await etcd.grant(60))
+        await write(etcd, "machines/gpu1", b"\xff")
     await mesh.machine(runtime, "gpu1")
     await until(lambda: len(view.directory) == 1)
 
 
-async def test_a_revision_that_is_gone_is_said(server: EtcdServer) -> None:
-    async with Etcd([server.url]) as etcd:
-        lease = await etcd.grant(60)
-        for number in range(5):
-            await etcd.put("/a", b"%d" % number, lease)
-        revision, found = await etcd.range("/a")
-        assert [each.value for each in found] == [b"4"]
-        await etcd._post("kv/compaction", {"revision": str(revision)})
-        with pytest.raises(CompactedError):
-            async for _ in etcd.watch("/a", 2):
-                pass
+async def test_a_facade_whose_endpoint_hangs_follows_another_one(
+    mesh: Mesh, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mantler.etcd.QUIET_S", 0.5)
+    async with cabled(mesh.server.url) as (url, cable), cabled(mesh.server.url) as (other_url, other):
+        view, _ = await mesh.facade(url, other_url)
+        machine, _ = await mesh.machine(runtime)
+        await until(lambda: len(view.directory.serving(MODEL)) == 1)
+        cable.cut()
+        machine.drain()
+        await until(lambda: not view.directory.serving(MODEL))
+        cable.mend()
+        other.cut()
+        async with FakeRuntime() as late:
+            await mesh.machine(late)
+            await until(lambda: len(view.directory) == 2)
 
 
-async def test_an_etcd_that_is_not_there_is_said_in_words(server: EtcdServer) -> None:
-    async with Etcd(["http://127.0.0.1:1", server.url]) as etcd:
-        assert await etcd.get("/nothing") is None, "another endpoint answers"
-        assert not await etcd.keep_alive("12345")
-    async with Etcd(["http://127.0.0.1:1"]) as etcd:
-        with pytest.raises(EtcdError, match=r"http://127\.0\.0\.1:1: Cannot connect"):
-            await etcd.grant(2)
+@pytest.mark.parametrize(
+    "address", ["", ":50051", "nonsense", "10.0.0.7:50051", "127.0.0.1:0", "0.0.0.0:50051", "unix:50051"]
+)
+async def test_an_address_that_cannot_be_dialled_costs_its_machine(
+    mesh: Mesh, runtime: FakeRuntime, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    view, client = await mesh.facade()
+    bad = wire.machine_to_proto(m.MachineInfo("bad", 1, 1, address, ()))
+    async with Etcd([mesh.server.url]) as etcd:
+        for _ in range(2):
+            await write(etcd, "machines/bad", bad.SerializeToString())
+        await mesh.machine(runtime)
+        await until(lambda: len(view.directory) == 1)
+        assert await ask(client) == "one two"
+        assert caplog.text.count(f"{PREFIX}/machines/bad in etcd is left out") == 1
+        bad.address = runtime.address
+        await write(etcd, "machines/bad", bad.SerializeToString())
+        await until(lambda: len(view.directory) == 2)
+
+
+async def test_a_key_that_becomes_nonsense_or_another_name_costs_its_machine(mesh: Mesh, runtime: FakeRuntime) -> None:
+    view, _ = await mesh.facade()
+    good = wire.machine_to_proto(m.MachineInfo("gpu1", 1, 1, runtime.address, ())).SerializeToString()
+    async with Etcd([mesh.server.url]) as etcd:
+        for name in ("gpu1", "gpu2"):
+            await write(etcd, f"machines/{name}", good.replace(b"gpu1", name.encode()))
+        await until(lambda: len(view.directory) == 2)
+        await write(etcd, "machines/gpu1", b"\xff")
+        await until(lambda: len(view.directory) == 1)
+        await write(etcd, "machines/gpu2", good)
+        await until(lambda: len(view.directory) == 0)
+
+
+async def test_an_idle_machine_notices_that_a_later_one_has_its_name(
+    mesh: Mesh, runtime: FakeRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    view, _ = await mesh.facade()
+    await mesh.machine(runtime, "gpu1", epoch=1)
+    await until(lambda: len(view.directory) == 1)
+    async with FakeRuntime() as later:
+        await mesh.machine(later, "gpu1", epoch=2)
+        await until(lambda: "another runtime that started later has announced itself as gpu1" in caplog.text)
+        await until(lambda: [seen.address for seen in view.machines()] == [later.address])
+
+
+async def test_the_earlier_of_two_is_used_once_the_later_has_gone(
+    mesh: Mesh, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "REFUSED_RETRY_S", 0.1)
+    view, client = await mesh.facade()
+    async with FakeRuntime() as later:
+        _, announcing = await mesh.machine(later, "gpu1", epoch=2)
+        await until(lambda: len(view.directory) == 1)
+        await mesh.machine(runtime, "gpu1", epoch=1)
+        await announcing.leave()
+        await until(lambda: [seen.address for seen in view.machines() if seen.online] == [runtime.address])
+    assert await ask(client) == "one two"
+
+
+@pytest.mark.parametrize("kind", ["machines", "loads"])
+async def test_a_key_that_somebody_deletes_is_written_again(mesh: Mesh, runtime: FakeRuntime, kind: str) -> None:
+    view, client = await mesh.facade()
+    await mesh.machine(runtime, "gpu1")
+    await until(lambda: len(view.directory) == 1)
+    async with Etcd([mesh.server.url]) as etcd:
+        await stands(etcd, "loads/gpu1", bool)
+        await delete(etcd, f"{kind}/gpu1")
+        await stands(etcd, f"{kind}/gpu1", bool)
+    await until(lambda: len(view.directory) == 1)
+    assert await ask(client) == "one two"
+
+
+async def test_a_load_is_written_once_it_has_changed_noticeably(
+    mesh: Mesh, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "INTERVAL_S", 0.02)
+    runtime.loads = (ModelLoad(MODEL, 10, 0, 10_000),)
+    machine, _ = await mesh.machine(runtime, "gpu1")
+
+    async with Etcd([mesh.server.url]) as etcd:
+        await stands(etcd, "loads/gpu1", lambda value: _held_tokens(value) == 10_000)
+        before = await etcd.range(PREFIX)
+        for change in range(20):
+            runtime.loads = (ModelLoad(MODEL, 10, 0, 10_000 + 50 * change),)
+            wanted = machine.asked + 2
+            await until(lambda wanted=wanted: machine.asked >= wanted)  # type: ignore[misc]
+        assert await etcd.range(PREFIX) == before
+        runtime.loads = (ModelLoad(MODEL, 12, 0, 12_000),)
+        await stands(etcd, "loads/gpu1", lambda value: _held_tokens(value) == 12_000)
+        monkeypatch.setattr(announce, "SMALL_CHANGE_S", 0.1)
+        runtime.loads = (ModelLoad(MODEL, 12, 0, 12_001),)
+        await stands(etcd, "loads/gpu1", lambda value: _held_tokens(value) == 12_001)
+
+
+def _held_tokens(value: bytes | None) -> int:
+    return sum(model.held_tokens for model in machine_pb2.MachineLoad.FromString(value or b"").models)
