@@ -11,6 +11,8 @@ from mantler import wire
 from mantler.etcd import Etcd
 from mantler.mesh.directory import MachineChange
 from mantler.mesh.machine import ModelLoad
+from mantler.routing.client import EXPIRE_EVERY_S
+from mantler.routing.etcd import LOOK_EVERY_S
 from mantler.v1 import machine_pb2
 from runtime_server.mesh import announce
 from tests.fake_runtime import FakeRuntime
@@ -215,6 +217,26 @@ async def test_a_load_is_written_once_it_has_changed_noticeably(
         monkeypatch.setattr(announce, "SMALL_CHANGE_S", 0.1)
         runtime.loads = (ModelLoad(MODEL, 12, 0, 12_001),)
         await stands(etcd, "loads/gpu1", lambda value: _held_tokens(value) == 12_001)
+
+
+@pytest.mark.parametrize("who", ["facade", "machine"])
+async def test_retries_are_spread(mesh: Mesh, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    mesh.server.stop()
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0.01)
+
+    monkeypatch.setattr("mantler.routing.etcd.asyncio.sleep", noted)
+    if who == "facade":
+        await mesh.facade()
+    else:
+        await mesh.machine(runtime)
+    async with asyncio.timeout(15):
+        while len({wait for wait in waits if 0.25 <= wait <= 0.75} - {LOOK_EVERY_S, EXPIRE_EVERY_S}) < 4:
+            await sleep(0.02)
 
 
 def _held_tokens(value: bytes | None) -> int:

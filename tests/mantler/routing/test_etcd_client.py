@@ -120,6 +120,26 @@ async def test_a_lease_says_which_keys_it_has(server: EtcdServer) -> None:
         assert await etcd.keys(lease) == frozenset()
 
 
+async def test_users_are_let_in(server: EtcdServer) -> None:
+    user = {"name": "root", "password": "secret"}
+    async with Etcd([server.url]) as etcd:
+        await etcd._gateway.ask("auth/user/add", user)
+        await etcd._gateway.ask("auth/role/add", {"name": "root"})
+        await etcd._gateway.ask("auth/user/grant", {"user": "root", "role": "root"})
+        await etcd._gateway.ask("auth/enable", {})
+        with pytest.raises(EtcdError, match="user name is empty"):
+            await etcd.get("/a")
+    async with Etcd([server.url], user="root", password="secret") as etcd:
+        await put(etcd, "/a", b"1")
+        etcd._gateway._token = "ended.1"
+        assert await etcd.get("/b") is None, "a new token is asked for"
+        async with aclosing(etcd.watch("/a", 1)) as changes:
+            assert [change.value for change in await anext(changes)] == [b"1"]
+    async with Etcd([server.url], user="root", password="wrong") as etcd:
+        with pytest.raises(EtcdError, match="authentication failed"):
+            await etcd.get("/a")
+
+
 async def test_a_revision_that_is_gone_is_said(server: EtcdServer) -> None:
     async with Etcd([server.url]) as etcd:
         lease = await etcd.grant(60)
