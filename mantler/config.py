@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.config import JsonDict
@@ -167,6 +167,23 @@ def default_home() -> Path:
     return absolute(Path(os.environ.get(f"{ENV_PREFIX}HOME") or "~/.mantler"))
 
 
+class _FileSource(TomlConfigSettingsSource):
+    """The file in the home. Files that it names lie where it lies, unless their paths say otherwise."""
+
+    def __init__(self, settings_cls: type[BaseSettings], home: Path) -> None:
+        super().__init__(settings_cls, toml_file=home / CONFIG_FILE)
+        self._home = home
+
+    def __call__(self) -> dict[str, Any]:
+        """See pydantic."""
+        found = dict(super().__call__())
+        for name, field in self.settings_cls.model_fields.items():
+            value = found.get(name)
+            if isinstance(value, str) and not value.startswith("~") and File in get_args(field.annotation):
+                found[name] = str(self._home / value)
+        return found
+
+
 OperatorToken = Annotated[str, AfterValidator(_operator_token)]
 
 
@@ -194,7 +211,7 @@ class Settings(BaseSettings):
         """
         given = init_settings().get("home")
         home = absolute(Path(given)) if given else default_home()
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=home / CONFIG_FILE)
+        return init_settings, env_settings, _FileSource(settings_cls, home)
 
     @property
     def models_dir(self) -> Path:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mantler.security.authority import Issued
 
 FOLDER = "certs"
-_PLACE = "~/.mantler/certs"
-"""Where the files are suggested to lie on the other machine."""
+_HOME = "~/.mantler"
+"""The usual home, where the files are suggested to lie on the other machine."""
 
 _home_option = settings_options(Settings, only=("home",))
 _force_option = option("--force", env="MANTLER_CERTS_FORCE", help="Replace what exists.", is_flag=True)
@@ -100,12 +100,12 @@ def issue(name: str, host: tuple[str, ...], force: bool, json: bool, flags: dict
         return
     files = " ".join(str(path) for path in (made.certificate, made.key, authority))
     note(f"{name} is good until {_time(made)} UTC, for {', '.join(made.hosts)}.")
-    note(f"Copy to {_PLACE} on its machine, so that only Mantler's user can read the key:")
+    note(f"Copy to {_HOME}/{FOLDER} on its machine, so that only Mantler's user can read the key:")
     note(f"  {files}")
-    note(f"Add to {_PLACE.removesuffix(FOLDER)}config.toml there:")
-    click.echo(f'tls_cert = "{_PLACE}/{made.certificate.name}"')
-    click.echo(f'tls_key = "{_PLACE}/{name}.key"')
-    click.echo(f'tls_ca = "{_PLACE}/{authority.name}"')
+    note(f"Add to {_HOME}/config.toml there:")
+    click.echo(f'tls_cert = "{FOLDER}/{made.certificate.name}"')
+    click.echo(f'tls_key = "{FOLDER}/{name}.key"')
+    click.echo(f'tls_ca = "{FOLDER}/{authority.name}"')
 
 
 @certs.command("list")

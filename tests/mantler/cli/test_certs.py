@@ -27,9 +27,9 @@ def test_from_nothing_to_a_certificate(mantler: Mantler, home: Path) -> None:
     assert issued.code == 0
     assert f"{home}/certs/gpu-1.pem {home}/certs/gpu-1.key {home}/certs/ca.pem" in issued.err
     assert tomllib.loads(issued.out) == {
-        "tls_cert": "~/.mantler/certs/gpu-1.pem",
-        "tls_key": "~/.mantler/certs/gpu-1.key",
-        "tls_ca": "~/.mantler/certs/ca.pem",
+        "tls_cert": "certs/gpu-1.pem",
+        "tls_key": "certs/gpu-1.key",
+        "tls_ca": "certs/ca.pem",
     }
     listed = mantler("certs", "list").out
     assert "ca     authority" in listed
@@ -148,3 +148,8 @@ def test_an_unanswered_question_has_a_hint() -> None:
 def test_settings_name_files_from_the_root_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANTLER_TLS_CERT", "~/a.pem")
     assert FacadeSettings(home=tmp_path).tls_cert == Path.home() / "a.pem"
+    monkeypatch.delenv("MANTLER_TLS_CERT")
+    (tmp_path / "config.toml").write_text('tls_cert = "certs/a.pem"\ntls_ca = "/etc/ca.pem"\n')
+    settings = FacadeSettings(home=tmp_path, tls_key=Path("a.key"))
+    assert (settings.tls_cert, settings.tls_ca) == (tmp_path / "certs/a.pem", Path("/etc/ca.pem"))
+    assert settings.tls_key == Path.cwd() / "a.key", "a flag's path begins where the user is"
