@@ -113,8 +113,11 @@ async def measure(machines: int, *, busy: bool, seconds: float, folder: Path) ->
         began_s, began = time.monotonic(), _counters(server, url)
         await asyncio.sleep(seconds)
         took_s = time.monotonic() - began_s
-        per_s = [(now - before) / took_s for now, before in zip(_counters(server, url), began, strict=True)]
-        return Cost(machines, busy, *per_s, seen_after_s=await _changes(announcers, watcher))
+        ended = _counters(server, url)
+        writes, renewals, of_etcd, of_facade = (
+            (now - before) / took_s for now, before in zip(ended, began, strict=True)
+        )
+        return Cost(machines, busy, writes, renewals, of_etcd, of_facade, await _changes(announcers, watcher))
 
 
 def _counters(server: Popen[str], url: str) -> tuple[float, float, float, float]:
