@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -24,6 +25,8 @@ from tests.fake_runtime import Body, FakeRuntime, Gate, failing
 
 MODEL = "smollm2:135m"
 SECONDS = 5
+
+Stream = grpc.aio.StreamStreamCall[relay_pb2.RelayRequest, relay_pb2.RelayResponse]
 
 
 def request(text: str = "one two three", request_id: str = "r") -> m.GenerateRequest:
@@ -52,9 +55,9 @@ class Caller:
     """The stream as somebody sees it who speaks the protocol by hand."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        stub: relay_pb2_grpc.RelayServiceAsyncStub = relay_pb2_grpc.RelayServiceStub(channel)
-        # The types of gRPC do not know a call without an iterator, which is written to.
-        self.call: grpc.aio.StreamStreamCall[relay_pb2.RelayRequest, relay_pb2.RelayResponse] = stub.Relay()  # type: ignore[call-arg]
+        # Not every version of gRPC's types knows a call without an iterator, which is written to.
+        begin: Callable[[], Stream] = cast(Any, relay_pb2_grpc.RelayServiceStub(channel)).Relay
+        self.call = begin()
         self.events: list[relay_pb2.RelayEvent] = []
         self.ends: dict[int, MantlerError | None] = {}
         self.batches: list[int] = []
