@@ -198,16 +198,15 @@ class Deployments:
         if manifest is not None:
             return manifest
         if not pull:
-            raise MantlerError(
-                ErrorCode.MODEL_NOT_FOUND, f"The model {load.written!r} is not in this machine's store.", param="model"
-            )
+            message = f"The model {load.written!r} is not in this machine's store: `mantler pull` there fetches it."
+            raise MantlerError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
         # Callers over the network may name what the catalogue holds, not files of this machine.
         entry = look_up(name, load.written)
         loop = asyncio.get_running_loop()
 
         def report(progress: LoadProgress) -> None:
             if load.abandoned:
-                raise PullError("The runtime is stopping.")
+                raise unavailable(name)
             loop.call_soon_threadsafe(load.report, progress)
 
         return await asyncio.to_thread(pull_model, entry.id, self._settings.home, progress=report)

@@ -69,13 +69,16 @@ CATALOGUE = {entry.id: entry for entry in _ENTRIES}
 """Entries by id, in the order they are shown."""
 
 
-def look_up(model_id: str, written: str) -> CatalogueEntry:
-    """The entry called ``model_id``. Raises :class:`PullError` that suggests close names to who has ``written`` it."""
+def look_up(model_id: str, written: str, others: str = "") -> CatalogueEntry:
+    """The entry called ``model_id``. Raises :class:`PullError` that suggests close names to who has ``written`` it.
+
+    Args:
+        others: a sentence on what can be written besides.
+    """
     entry = CATALOGUE.get(model_id)
     if entry is not None:
         return entry
     close = difflib.get_close_matches(model_id, CATALOGUE, n=3, cutoff=0.5)
     known = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(CATALOGUE)}."
-    raise PullError(
-        f"No model is called {written!r}.", hint=f"{known} A path to a .gguf file or folder and hf:ORG/REPO work too"
-    )
+    hint = f"{known} {others}" if others else known.removesuffix(".")
+    raise PullError(f"No model is called {written!r}.", hint=hint)

@@ -50,7 +50,7 @@ def resolve(text: str, as_name: str | None = None) -> Target:
         origin, derived = LocalPath(path), derive(path.resolve().name if path.is_dir() else path.stem)
     else:
         derived = ModelName.parse(text)
-        origin = look_up(str(derived), text).origin
+        origin = look_up(str(derived), text, "A path to a .gguf file or folder and hf:ORG/REPO work too").origin
     return Target(derived if as_name is None else ModelName.parse(as_name), origin)
 
 
