@@ -62,7 +62,7 @@ def plan_kv(
     if room < 0:
         raise KvPlanError(
             f"{footprint.explain_fixed()} = {megabytes(footprint.fixed_bytes)}, "
-            f"but {megabytes(usable_bytes)} of memory are free",
+            f"but {megabytes(usable_bytes)} of memory may be taken",
             "free some memory, or choose a smaller model or quantization: `mantler fit` says what a model takes",
         )
     budget = wanted_bytes or min(int(cache_share * usable_bytes), room)
@@ -81,7 +81,7 @@ def plan_kv(
     if planned > room:
         raise KvPlanError(
             f"{footprint.explain_fixed()} + {megabytes(planned)} of keys and values = "
-            f"{megabytes(footprint.fixed_bytes + planned)}, but {megabytes(usable_bytes)} of memory are free",
+            f"{megabytes(footprint.fixed_bytes + planned)}, but {megabytes(usable_bytes)} of memory may be taken",
             f"lower --kv-memory-mb to at most {room // 10**6}, or --max-batch or --max-request-tokens",
         )
     return KvPlan(blocks, min(longest, blocks * tokens), planned)

@@ -55,7 +55,7 @@ def test_the_default_is_a_share_of_what_is_free() -> None:
         ({"free_bytes": 0}, "0 MB are to be used"),
         (
             {"weight_bytes": 11 * GB},
-            r"weights 11,000 MB \+ workspace 0 MB = 11,000 MB, but 10,000 MB of memory are free",
+            r"weights 11,000 MB \+ workspace 0 MB = 11,000 MB, but 10,000 MB of memory may be taken",
         ),
         (
             {"weight_bytes": 9 * GB, "wanted_bytes": 2 * GB, "max_batch": 1000},
