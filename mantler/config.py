@@ -107,6 +107,15 @@ def _etcd_prefix(value: str) -> str:
     return value
 
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,2})?", re.ASCII)
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.fullmatch(value):
+        raise ValueError("must be auto, cpu, cuda or cuda:N with N from 0 to 99")
+    return value
+
+
 def _split_commas(value: object) -> object:
     """``a, b`` of an environment variable as a list; flags and the file already give one."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -135,6 +144,8 @@ EtcdPrefix = Annotated[str, AfterValidator(_etcd_prefix)]
 StringList = Annotated[list[str], NoDecode, BeforeValidator(_split_commas)]
 """Several strings: a flag is repeated, an environment variable is separated by commas."""
 
+
+DeviceName = Annotated[str, AfterValidator(_device)]
 
 MachineName = Annotated[str, AfterValidator(_machine_name)]
 
@@ -259,6 +270,11 @@ class RuntimeSettings(MeshSettings):
     model: ModelIds = Field(
         default_factory=lambda: ["smollm2:135m"],
         description="Id of a model to load at start, known or pulled before; may be given several times.",
+    )
+    device: DeviceName = Field(
+        "auto",
+        description="What models run on: auto, cpu, cuda or cuda:N. auto means CUDA for models that are stored for it, "
+        "where a card, its driver and mantler[gpu] are there, and the CPU otherwise.",
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of ONNX Runtime; 0 means one per physical core.")
     max_batch: int = Field(32, ge=1, le=1024, description="Requests that run at the same time, per model.")

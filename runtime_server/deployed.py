@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
+import logging
 import secrets
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
@@ -15,7 +15,6 @@ from typing import TypeVar, TypeVarTuple
 
 from mantler.config import RuntimeSettings
 from mantler.errors import invalid
-from mantler.memory import available_bytes
 from mantler.messages import (
     ChatPrompt,
     Constraint,
@@ -26,21 +25,21 @@ from mantler.messages import (
     TokenPrompt,
     context_exceeded,
 )
-from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.backends.choice import load_backend, place
 from runtime_server.chat.dialect import Reasoning
 from runtime_server.constraints.compiler import Compiler
 from runtime_server.constraints.outline import Outline, outline
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
-from runtime_server.engine.kv_plan import KvPlan, KvPlanError, plan_kv
 from runtime_server.engine.output_text import OutputText
 from runtime_server.engine.scheduler import Scheduler
 from runtime_server.engine.sequence import Sequence
-from runtime_server.models.graph import BLOCK_TOKENS
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.renderer import Renderer
 from runtime_server.models.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Args = TypeVarTuple("Args")
 Result = TypeVar("Result")
@@ -253,13 +252,15 @@ async def deploy(
     """Loads a converted model, in threads, and starts its engine and the process of its chat template.
 
     Args:
-        reserved_bytes: of other models' caches. The system still counts what they have not written yet as free.
+        reserved_bytes: of other models' caches on the processor.
 
-    Raises: ``KvPlanError`` where the settings do not fit the memory, ``PullError`` where the stored files are damaged.
+    Raises: what ``place`` of :mod:`runtime_server.backends.choice` raises, ``PullError`` where the stored files are
+    damaged.
     """
-    plan = await asyncio.to_thread(_plan, manifest, settings, reserved_bytes)
+    placement = await asyncio.to_thread(place, manifest, settings, reserved_bytes=reserved_bytes)
+    logger.info("%s runs on %s: %s", manifest.id, placement.device, placement.device.reason)
     tokenizer = await asyncio.to_thread(Tokenizer.load, folder)
-    backend = asyncio.to_thread(_backend, manifest, folder, settings, plan)
+    backend = asyncio.to_thread(load_backend, placement, manifest, folder, settings)
     renderer = Renderer(tokenizer.template)
     # At once, so that neither the load nor the first request waits for the process.
     loaded, fault = await asyncio.gather(backend, renderer.start(), return_exceptions=True)
@@ -274,7 +275,8 @@ async def deploy(
         BlockPool(loaded.blocks, loaded.block_tokens),
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
-        prefill_chunk=settings.prefill_chunk,
+        # A piece of a prompt fills one block of the device at least.
+        prefill_chunk=max(settings.prefill_chunk, loaded.block_tokens),
     )
     engine = Engine(loaded, scheduler, name=manifest.id, loop=asyncio.get_running_loop())
     engine.start()
@@ -284,7 +286,7 @@ async def deploy(
         renderer=renderer,
         engine=engine,
         deployment=Deployment(
-            max_request_tokens=plan.max_request_tokens,
+            max_request_tokens=placement.plan.max_request_tokens,
             slots=settings.max_batch,
             slots_used=0,
             queue_capacity=settings.max_queue,
@@ -293,28 +295,4 @@ async def deploy(
             device=loaded.device,
         ),
         fingerprint=manifest.fingerprint,
-    )
-
-
-def _backend(manifest: Manifest, folder: Path, settings: RuntimeSettings, plan: KvPlan) -> CpuBackend:
-    blocks, batch = plan.blocks, settings.max_batch
-    try:
-        return CpuBackend(folder, manifest.config, blocks=blocks, max_batch=batch, threads=settings.threads)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise KvPlanError(
-            "the system does not give that much memory to keys and values", "lower --kv-memory-mb"
-        ) from error
-
-
-def _plan(manifest: Manifest, settings: RuntimeSettings, reserved_bytes: int) -> KvPlan:
-    return plan_kv(
-        bytes_per_token=kv_bytes_per_token(manifest.config),
-        block_tokens=BLOCK_TOKENS,
-        max_batch=settings.max_batch,
-        context_length=manifest.config.context_length,
-        max_request_tokens=settings.max_request_tokens,
-        wanted_bytes=settings.kv_memory_mb * 1_000_000,
-        free_bytes=max(0, available_bytes() - reserved_bytes),
     )

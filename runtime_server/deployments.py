@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from mantler.config import RuntimeSettings
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import LoadProgress, LoadStage, ModelInfo, ModelState
+from runtime_server.backends.devices import DeviceError
 from runtime_server.deployed import DeployedModel, deploy
 from runtime_server.engine.engine import unavailable
 from runtime_server.engine.kv_plan import KvPlanError
@@ -182,6 +183,9 @@ class Deployments:
         except KvPlanError as error:
             message = f"{name} does not fit: {error} ({error.hint})."
             raise MantlerError(ErrorCode.INVALID_REQUEST, message, param="model") from error
+        except DeviceError as error:
+            message = f"{name} cannot run here: {error} ({error.hint})."
+            raise MantlerError(ErrorCode.INVALID_REQUEST, message, param="model") from error
         finally:
             del self._loads[name]
         self._on_change()
@@ -219,8 +223,9 @@ class Deployments:
             logger.warning("requests of %s still ran after %g s", model.manifest.id, self._settings.drain_timeout_s)
 
     def _reserved_bytes(self) -> int:
-        models = [*self._ready.values(), *self._unloading.values()]
-        return sum(model.deployment().kv_cache_bytes for model in models)
+        """Of caches on the processor; a card gives the memory of its caches at once."""
+        plans = [model.deployment() for model in [*self._ready.values(), *self._unloading.values()]]
+        return sum(plan.kv_cache_bytes for plan in plans if plan.device == "cpu")
 
     def _info(self, manifest: Manifest) -> ModelInfo:
         deployed = self._ready.get(manifest.id)

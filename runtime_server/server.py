@@ -33,6 +33,8 @@ from mantler.v1 import (
     relay_pb2,
     relay_pb2_grpc,
 )
+from runtime_server.backends.choice import check_device
+from runtime_server.backends.devices import DeviceError
 from runtime_server.deployments import Deployments
 from runtime_server.machine import ThisMachine
 from runtime_server.mesh.announce import Announcing
@@ -103,10 +105,14 @@ class RuntimeServer:
     async def start(self) -> int:
         """Binds, serves, and loads the settings' models. Returns the port.
 
-        Raises :class:`RuntimeFailure` where the address cannot be bound or a model cannot be loaded, and
-        ``SecurityError`` where others could reach the address and nothing guards it.
+        Raises :class:`RuntimeFailure` where the device is not there, the address cannot be bound or a model cannot be
+        loaded, and ``SecurityError`` where others could reach the address and nothing guards it.
         """
         await self._set_health()
+        try:
+            await asyncio.to_thread(check_device, self._settings.device)
+        except DeviceError as error:
+            raise RuntimeFailure(f"{error} ({error.hint})") from error
         try:
             port = self._security.listen(self._server, self._settings.runtime)
         except RuntimeError as error:

@@ -61,13 +61,6 @@ def onnx_runtime() -> Iterable[Finding]:
         return
     short = ", ".join(name.removesuffix("ExecutionProvider") for name in names)
     yield Finding("onnxruntime", Status.OK, f"{version} with {short}")
-    if Path("/dev/nvidia0").exists():
-        yield Finding(
-            "onnxruntime",
-            Status.WARN,
-            "this machine has an NVIDIA GPU, and this version of Mantler runs models on the CPU only",
-            "nothing to do; models are served from the CPU",
-        )
 
 
 def processor() -> Iterable[Finding]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from mantler.cli import checks, ports, probe, tls_checks
+from mantler.cli import checks, device_checks, ports, probe, tls_checks
 from mantler.cli.checks import Finding, Status
 from mantler.cli.commands import Command
 from mantler.cli.errors import EXIT_FAILED, BadUsage
@@ -35,7 +35,7 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 @settings_options(
     RuntimeSettings,
     FacadeSettings,
-    only=("home", "http", "http_tls_cert", "http_tls_key", "runtime", "model", *GRPC_FIELDS),
+    only=("home", "http", "http_tls_cert", "http_tls_key", "runtime", "model", "device", *GRPC_FIELDS),
     meanings={
         "http": "Where a facade is looked for, HOST:PORT.",
         "runtime": "Where a runtime is looked for, HOST:PORT.",
@@ -45,7 +45,8 @@ _COLORS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
 def doctor(profile: bool, json: bool, flags: dict[str, object]) -> None:
     """Look for what is wrong.
 
-    It checks versions, ONNX Runtime, memory, disk, ports, models, keys and certificates, each with a hint.
+    It checks versions, ONNX Runtime, memory, graphics cards, disk, ports, models, keys and certificates, each with a
+    hint.
 
     Exits with 1 if something that Mantler needs is broken.
 
@@ -72,6 +73,7 @@ def doctor(profile: bool, json: bool, flags: dict[str, object]) -> None:
 def _checks(flags: dict[str, object]) -> Iterable[Iterable[Finding]]:
     yield checks.versions()
     yield checks.onnx_runtime()
+    yield device_checks.packages()
     yield checks.processor()
     yield checks.operators()
     yield checks.memory()
@@ -80,6 +82,7 @@ def _checks(flags: dict[str, object]) -> Iterable[Iterable[Finding]]:
     except BadUsage as error:
         yield [Finding("settings", Status.FAIL, error.message, error.hint)]
         return
+    yield device_checks.devices(runtime.device)
     home = list(checks.home(runtime.home))
     yield home
     if any(finding.status is Status.FAIL for finding in home):

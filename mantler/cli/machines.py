@@ -45,7 +45,7 @@ def machines(json: bool, flags: dict[str, object]) -> None:
     if json:
         print_json([_as_json(status) for status in found])
     elif found:
-        headers = ("id", "address", "state", "models", "running", "queued", "tokens", "started (UTC)")
+        headers = ("id", "address", "state", "models", "devices", "running", "queued", "tokens", "started (UTC)")
         print_table(headers, [_row(status) for status in found])
     else:
         note(
@@ -141,12 +141,18 @@ def _serving(status: MachineStatus) -> list[str]:
     return [model.id for model in status.info.models if model.state is ModelState.READY]
 
 
+def _devices(status: MachineStatus) -> list[str]:
+    """What its models run on."""
+    return sorted({model.deployment.device for model in status.info.models if model.deployment is not None})
+
+
 def _as_json(status: MachineStatus) -> dict[str, object]:
     return {
         "id": status.info.id,
         "address": status.info.address or None,
         "state": state_of(status),
         "models": _serving(status),
+        "devices": _devices(status),
         "running": _running(status),
         "queued": _queued(status),
         "held_tokens": status.report.running_tokens if status.report else 0,
@@ -164,6 +170,7 @@ def _row(status: MachineStatus) -> tuple[str, ...]:
         address_of(status),
         state_of(status),
         ",".join(_serving(status)),
+        ",".join(_devices(status)),
         *busy,
         show_time(status.info.epoch // 10**9),
     )

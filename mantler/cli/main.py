@@ -14,6 +14,7 @@ from mantler.cli import (
     chat,
     deploy,
     doctor,
+    fit,
     keys,
     logs,
     machines,
@@ -60,7 +61,7 @@ def cli() -> None:
 
 
 for _command in (
-    up.up, serve.runtime, serve.facade, pull.pull, models.models, keys.keys, certs.certs,
+    up.up, serve.runtime, serve.facade, pull.pull, models.models, fit.fit, keys.keys, certs.certs,
     machines.machines, mantles.mantles, deploy.deploy, deploy.undeploy, machines.drain, tokens.tokens,
     chat.chat, doctor.doctor, drill, version.version,
 ):  # fmt: skip

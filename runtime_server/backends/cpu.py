@@ -42,11 +42,6 @@ KV_DTYPE = np.dtype(np.uint16)
 """The bits of bf16, which numpy has no type for."""
 
 
-def kv_bytes_per_token(config: DecoderConfig) -> int:
-    """Bytes of keys and values that one token of one sequence takes."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * KV_DTYPE.itemsize
-
-
 class CpuBackend:
     """See :class:`runtime_server.backends.base.Backend`.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runtime_server.models.footprint import Footprint, megabytes
+
 MIN_REQUEST_TOKENS = 256
 """Less is of no use to anyone."""
 FREE_MEMORY_SHARE = 0.4
-"""Share of the free memory that is taken at most where the user names no size."""
+"""Share of the free memory that is taken at most where the user names no size and others need the memory, too."""
 
 
 class KvPlanError(ValueError):
@@ -30,24 +32,24 @@ class KvPlan:
 
 def plan_kv(
     *,
-    bytes_per_token: int,
-    block_tokens: int,
+    footprint: Footprint,
     max_batch: int,
     context_length: int,
     max_request_tokens: int,
     wanted_bytes: int,
-    free_bytes: int,
+    usable_bytes: int,
+    cache_share: float = FREE_MEMORY_SHARE,
 ) -> KvPlan:
     """As many blocks as the memory holds, but no more than ``max_batch`` requests of full length fill.
 
     Args:
-        bytes_per_token: keys and values of one token in all layers.
-        block_tokens: tokens of one block.
+        footprint: of the model on its device.
         max_batch: requests that run at the same time.
         context_length: what the model was made for.
         max_request_tokens: the user's wish, or 0 for as much as fits, up to the context length.
-        wanted_bytes: memory for keys and values as the user wishes, or 0 for a share of ``free_bytes``.
-        free_bytes: of the machine.
+        wanted_bytes: memory for keys and values as the user wishes, or 0 for a share of ``usable_bytes``.
+        usable_bytes: of the device, for all that the model takes.
+        cache_share: that share.
 
     Raises: ``KvPlanError``.
     """
@@ -56,15 +58,30 @@ def plan_kv(
             f"max_request_tokens is {max_request_tokens}, but the model's context length is {context_length}",
             f"choose at most {context_length}",
         )
-    block_bytes = block_tokens * bytes_per_token
-    budget = wanted_bytes or int(FREE_MEMORY_SHARE * free_bytes)
-    longest = max_request_tokens or context_length
-    blocks = min(budget // block_bytes, max_batch * -(-longest // block_tokens))
-    least = max_request_tokens or min(context_length, MIN_REQUEST_TOKENS)
-    if blocks * block_tokens < least:
+    room = usable_bytes - footprint.fixed_bytes
+    if room < 0:
         raise KvPlanError(
-            f"{least} tokens × {bytes_per_token} bytes = {least * bytes_per_token / 1e6:.0f} MB of keys and values, "
-            f"but {budget / 1e6:.0f} MB are to be used",
+            f"{footprint.explain_fixed()} = {megabytes(footprint.fixed_bytes)}, "
+            f"but {megabytes(usable_bytes)} of memory may be taken",
+            "free some memory, or choose a smaller model or quantization: `mantler fit` says what a model takes",
+        )
+    budget = wanted_bytes or min(int(cache_share * usable_bytes), room)
+    tokens = footprint.block_tokens
+    longest = max_request_tokens or context_length
+    blocks = min(budget // footprint.block_bytes, max_batch * -(-longest // tokens))
+    least = max_request_tokens or min(context_length, MIN_REQUEST_TOKENS)
+    if blocks * tokens < least:
+        size = footprint.kv_bytes_per_token
+        raise KvPlanError(
+            f"{least} tokens × {size} bytes = {megabytes(least * size)} of keys and values, "
+            f"but {megabytes(budget)} are to be used",
             "lower --max-request-tokens, or raise --kv-memory-mb" if max_request_tokens else "raise --kv-memory-mb",
         )
-    return KvPlan(blocks, min(longest, blocks * block_tokens), blocks * block_bytes)
+    planned = blocks * footprint.block_bytes
+    if planned > room:
+        raise KvPlanError(
+            f"{footprint.explain_fixed()} + {megabytes(planned)} of keys and values = "
+            f"{megabytes(footprint.fixed_bytes + planned)}, but {megabytes(usable_bytes)} of memory may be taken",
+            f"lower --kv-memory-mb to at most {room // 10**6}, or --max-batch or --max-request-tokens",
+        )
+    return KvPlan(blocks, min(longest, blocks * tokens), planned)

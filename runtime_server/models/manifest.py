@@ -19,6 +19,7 @@ from runtime_server.models.errors import PullError
 from runtime_server.models.shapes import check_config
 
 MANIFEST_FILE = "manifest.json"
+WEIGHTS_SUFFIX = ".bin"
 FORMAT_VERSION = 4
 """Counts changes after which a stored model must be converted again."""
 
@@ -66,6 +67,11 @@ class Manifest:
     def size_bytes(self) -> int:
         """Bytes on disk."""
         return sum(file.size_bytes for file in self.files.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on disk, which take as many in memory."""
+        return sum(file.size_bytes for name, file in self.files.items() if name.endswith(WEIGHTS_SUFFIX))
 
     @property
     def fingerprint(self) -> str:

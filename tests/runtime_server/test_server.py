@@ -10,8 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mantler.config import RuntimeSettings
 from mantler.security.errors import SecurityError
+from runtime_server.backends.devices import CudaState, Missing
 from runtime_server.models.pull import pull
-from runtime_server.server import GENERATION, MODEL, RuntimeServer
+from runtime_server.server import GENERATION, MODEL, RuntimeFailure, RuntimeServer
 from tests.tiny_models import CONTEXT, tiny_config, write_gguf
 
 
@@ -57,3 +58,16 @@ async def test_with_insecure_it_says_what_is_open(tmp_path: Path, caplog: pytest
     finally:
         await server.close()
     assert "anyone who reaches 0.0.0.0:0 can run and load models" in caplog.text
+
+
+async def test_a_card_that_is_asked_for_and_not_there_is_an_error_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = CudaState(missing=(Missing("no CUDA provider", "pip install 'mantler[gpu]'"),))
+    monkeypatch.setattr("runtime_server.backends.choice.cuda_state", lambda: state)
+    server = RuntimeServer(RuntimeSettings(home=tmp_path, runtime="127.0.0.1:0", model=[], device="cuda"))
+    try:
+        with pytest.raises(RuntimeFailure, match=r"no CUDA provider \(pip install 'mantler\[gpu\]'\)"):
+            await server.start()
+    finally:
+        await server.close()

@@ -43,7 +43,7 @@ def test_a_fresh_machine_is_well(mantler: Mantler) -> None:
     assert result.code == 0, result.out
     found = findings(result.out)
     machine = {"mantler", "onnxruntime", "cpu", "operators", "memory"}
-    assert set(found) == machine | {"home", "models", "keys", "runtime", "facade"}
+    assert set(found) == machine | {"device", "home", "models", "keys", "runtime", "facade"}
     assert "CPU" in found["onnxruntime"][0]["detail"]
     assert found["models"][-1]["status"] == "warn"
     assert "mantler pull smollm2:135m" in found["models"][-1]["hint"]

@@ -36,7 +36,7 @@ ALL = dict(commands())
 
 def test_all_commands_are_there() -> None:
     names = (
-        "up runtime facade pull models keys certs machines mantles deploy undeploy drain tokens chat doctor drill "
+        "up runtime facade pull models fit keys certs machines mantles deploy undeploy drain tokens chat doctor drill "
         "version models:remove keys:create keys:list keys:revoke certs:init certs:issue certs:list "
         "tokens:create tokens:list tokens:revoke"
     )

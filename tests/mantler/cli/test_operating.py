@@ -54,15 +54,19 @@ async def test_machines(mesh: Mesh) -> None:
     table = await mesh.run("machines")
     assert table.code == 0, table.err
     head, first, second = table.out.splitlines()
-    assert head.split() == ["id", "address", "state", "models", "running", "queued", "tokens", "started", "(UTC)"]
-    assert first.split()[:7] == ["gpu1", mesh.gpu1.address, "online", f"org/other:tag,{MODEL}", "3", "2", "500"]
-    assert second.split()[:7] == ["gpu2", mesh.gpu2.address, "online", f"org/other:tag,{MODEL}", "0", "0", "0"]
+    assert head.removesuffix("started (UTC)").split() == [
+        "id", "address", "state", "models", "devices", "running", "queued", "tokens"
+    ]  # fmt: skip
+    models = f"org/other:tag,{MODEL}"
+    assert first.split()[:8] == ["gpu1", mesh.gpu1.address, "online", models, "fake", "3", "2", "500"]
+    assert second.split()[:8] == ["gpu2", mesh.gpu2.address, "online", models, "fake", "0", "0", "0"]
     listed = json.loads((await mesh.run("machines", "--json")).out)
     assert listed[0] == {
         "id": "gpu1",
         "address": mesh.gpu1.address,
         "state": "online",
         "models": ["org/other:tag", MODEL],
+        "devices": ["fake"],
         "running": 3,
         "queued": 2,
         "held_tokens": 500,

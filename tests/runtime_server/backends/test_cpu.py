@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime_server.backends.base import Chunk
-from runtime_server.backends.cpu import CpuBackend, kv_bytes_per_token
+from runtime_server.backends.cpu import CpuBackend
 from runtime_server.models import graph
+from runtime_server.models.cpu_format import kv_bytes_per_token
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
 from runtime_server.models.quantizations import STORED_BYTES

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, MIN_REQUEST_TOKENS, KvPlan, KvPlanError, plan_kv
+from runtime_server.models.footprint import Footprint
 
 GB = 10**9
 
@@ -15,15 +16,15 @@ def plan(
     max_request_tokens: int = 0,
     wanted_bytes: int = 0,
     free_bytes: int = 10 * GB,
+    weight_bytes: int = 0,
 ) -> KvPlan:
     return plan_kv(
-        bytes_per_token=bytes_per_token,
-        block_tokens=16,
+        footprint=Footprint(weight_bytes, 0, bytes_per_token, 16),
         max_batch=max_batch,
         context_length=context_length,
         max_request_tokens=max_request_tokens,
         wanted_bytes=wanted_bytes,
-        free_bytes=free_bytes,
+        usable_bytes=free_bytes,
     )
 
 
@@ -52,6 +53,14 @@ def test_the_default_is_a_share_of_what_is_free() -> None:
         ({"max_request_tokens": 8000, "wanted_bytes": 10**6}, "8000 tokens × 1000 bytes = 8 MB"),
         ({"wanted_bytes": 10**5}, "256 tokens"),
         ({"free_bytes": 0}, "0 MB are to be used"),
+        (
+            {"weight_bytes": 11 * GB},
+            r"weights 11,000 MB \+ workspace 0 MB = 11,000 MB, but 10,000 MB of memory may be taken",
+        ),
+        (
+            {"weight_bytes": 9 * GB, "wanted_bytes": 2 * GB, "max_batch": 1000},
+            r"weights 9,000 MB \+ workspace 0 MB \+ 2,000 MB of keys and values = 11,000 MB, but 10,000 MB",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_arithmetic(wishes: dict[str, int], says: str) -> None:
@@ -60,15 +69,30 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(wishes: dict[str, int]
     assert refused.value.hint
 
 
+def test_what_the_weights_leave_is_the_bound_of_the_default() -> None:
+    made = plan(max_batch=1000, weight_bytes=9 * GB)
+    assert 0.99 * GB < made.bytes <= GB
+
+
 def test_a_model_with_a_short_context_needs_no_more_than_it() -> None:
     assert plan(context_length=100, wanted_bytes=112 * 1000).max_request_tokens == 100
 
 
 @given(
-    st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 20_000), st.integers(0, 20_000), st.integers(0, 10 * GB)
+    st.integers(1, 10**6),
+    st.integers(1, 64),
+    st.integers(1, 20_000),
+    st.integers(0, 20_000),
+    st.integers(0, 10 * GB),
+    st.integers(0, 11 * GB),
 )
 def test_a_plan_keeps_its_promises(
-    bytes_per_token: int, max_batch: int, context_length: int, max_request_tokens: int, wanted_bytes: int
+    bytes_per_token: int,
+    max_batch: int,
+    context_length: int,
+    max_request_tokens: int,
+    wanted_bytes: int,
+    weight_bytes: int,
 ) -> None:
     try:
         made = plan(
@@ -77,10 +101,12 @@ def test_a_plan_keeps_its_promises(
             context_length=context_length,
             max_request_tokens=max_request_tokens,
             wanted_bytes=wanted_bytes,
+            weight_bytes=weight_bytes,
         )
     except KvPlanError:
         return
     assert made.bytes == made.blocks * 16 * bytes_per_token <= (wanted_bytes or FREE_MEMORY_SHARE * 10 * GB)
+    assert made.bytes + weight_bytes <= 10 * GB
     assert min(MIN_REQUEST_TOKENS, context_length, max_request_tokens or GB) <= made.max_request_tokens
     assert made.max_request_tokens <= min(context_length, made.blocks * 16)
     assert max_request_tokens in (0, made.max_request_tokens)

@@ -1,0 +1,94 @@
+"""The one place that decides on which device a model runs, with how much memory, and makes the backend for it."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mantler.config import RuntimeSettings
+from mantler.memory import available_bytes
+from runtime_server.backends.base import Backend
+from runtime_server.backends.cpu import CpuBackend
+from runtime_server.backends.cuda_state import BACKEND, cuda_state
+from runtime_server.backends.devices import CudaState, Device, card_for, choose
+from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, KvPlanError, plan_kv
+from runtime_server.engine.scheduler import IDLE_CHUNKS
+from runtime_server.models.footprint import Footprint, footprint, usable_bytes
+from runtime_server.models.manifest import Manifest
+
+CACHE_SHARE = {"cpu": FREE_MEMORY_SHARE, "cuda": 1.0}
+"""Of the usable memory, where the user names no size. Nothing but models needs a card's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model is going to run."""
+
+    device: Device
+    plan: KvPlan
+
+
+def check_device(wish: str) -> None:
+    """Raises ``DeviceError`` where CUDA is asked for and cannot be used, whatever the model."""
+    if wish.startswith("cuda"):
+        card_for(wish, cuda_state())
+
+
+def place(manifest: Manifest, settings: RuntimeSettings, *, reserved_bytes: int = 0) -> Placement:
+    """Chooses the device of a stored model and plans its memory there, without loading anything.
+
+    Args:
+        reserved_bytes: of caches on the processor. The system still counts what they have not written yet as free.
+
+    Raises: ``DeviceError``, and ``KvPlanError`` where the settings do not fit the memory.
+    """
+    cuda = CudaState() if settings.device == "cpu" else cuda_state()
+    device = choose(settings.device, manifest.quantization, cuda)
+    free = max(0, available_bytes() - reserved_bytes) if device.card is None else device.card.free_bytes
+    plan = plan_kv(
+        footprint=stored_footprint(device.kind, manifest, settings),
+        max_batch=settings.max_batch,
+        context_length=manifest.config.context_length,
+        max_request_tokens=settings.max_request_tokens,
+        wanted_bytes=settings.kv_memory_mb * 1_000_000,
+        usable_bytes=usable_bytes(device.kind, free),
+        cache_share=CACHE_SHARE[device.kind],
+    )
+    return Placement(device, plan)
+
+
+def stored_footprint(kind: str, manifest: Manifest, settings: RuntimeSettings) -> Footprint:
+    """The footprint of a stored model on a device of ``kind``."""
+    return footprint(
+        kind,
+        manifest.config,
+        manifest.quantization,
+        max_batch=settings.max_batch,
+        step_tokens=IDLE_CHUNKS * settings.prefill_chunk,
+        stored_bytes=manifest.weight_bytes,
+    )
+
+
+def load_backend(placement: Placement, manifest: Manifest, folder: Path, settings: RuntimeSettings) -> Backend:
+    """Loads the model where it was placed.
+
+    Raises: ``KvPlanError`` where the system does not give the memory, and what the backend raises.
+    """
+    card, blocks, batch = placement.device.card, placement.plan.blocks, settings.max_batch
+    if card is not None:
+        # By name, and only here: its packages are those of machines with a card.
+        cuda = importlib.import_module(BACKEND)
+        backend: Backend = cuda.CudaBackend(
+            folder, manifest.config, device_id=card.index, blocks=blocks, max_batch=batch
+        )
+        return backend
+    try:
+        return CpuBackend(folder, manifest.config, blocks=blocks, max_batch=batch, threads=settings.threads)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise KvPlanError(
+            "the system does not give that much memory to keys and values", "lower --kv-memory-mb"
+        ) from error
