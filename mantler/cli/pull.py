@@ -10,7 +10,7 @@ from mantler.cli.settings import read
 from mantler.cli.terminal import human_bytes, note
 from mantler.cli.values import OneOf
 from mantler.config import ClientSettings, RuntimeSettings
-from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYTES
+from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, QUANTIZATIONS
 
 
 @click.command(cls=Command)
@@ -26,9 +26,10 @@ from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYT
 @option(
     "--quantization",
     env="MANTLER_PULL_QUANTIZATION",
-    help="int8 keeps 4-bit weights as they are and rounds others to 8 bits; fp32 keeps all, four times as large.",
+    help="For the processor: int8 keeps 4-bit weights as they are and rounds others to 8 bits; fp32 keeps all, four "
+    "times as large. For a card: bf16, or int4 with 4 bits for each weight of the layers.",
     shown_default=DEFAULT_QUANTIZATION,
-    type=OneOf(tuple(STORED_BYTES)),
+    type=OneOf(QUANTIZATIONS),
     default=DEFAULT_QUANTIZATION,
 )
 @option("--force", env="MANTLER_PULL_FORCE", help="Fetch and convert it again if it is stored.", is_flag=True)

@@ -28,9 +28,10 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 
 from runtime_server import native
 from runtime_server.backends.base import Chunk
+from runtime_server.models.cpu_format import BLOCK_TOKENS
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
-from runtime_server.models.graph import BLOCK_TOKENS, MODEL_FILE
+from runtime_server.models.graph import MODEL_FILE
 
 logger = logging.getLogger(__name__)
 

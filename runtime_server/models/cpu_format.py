@@ -9,8 +9,8 @@ from runtime_server.models.linear import PANEL
 from runtime_server.models.quantize import BLOCK
 from runtime_server.models.shapes import weight_shapes
 
-QUANTIZATIONS = ("int8", "fp32")
-"""The formats that the native operators read."""
+BLOCK_TOKENS = 16
+"""Tokens in a block of the cache; the kernels know it."""
 _KV_BYTES = 2
 """bf16"""
 _FP32_BYTES = 4

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from runtime_server.models import cpu_format, cuda_format
 from runtime_server.models.decoder import DecoderConfig
-from runtime_server.models.graph import BLOCK_TOKENS
+from runtime_server.models.quantizations import CPU, CUDA
 
-QUANTIZATIONS = {"cpu": cpu_format.QUANTIZATIONS, "cuda": ("bf16", "int4")}
+QUANTIZATIONS = {"cpu": CPU, "cuda": CUDA}
 """The weight formats that each kind of device runs."""
 USABLE_SHARE = {"cpu": 1.0, "cuda": 0.9}
 """Share of the free memory that a model may take in all. A card that is full to the last byte fails in mid-step."""
@@ -77,13 +77,19 @@ def footprint(
         step_tokens: of prompts, in one step at most.
         stored_bytes: of the weights, where they are stored; without it, what their format takes at most.
     """
+    weights = stored_bytes or weight_bytes(config, quantization)
     if kind == "cuda":
-        weights = stored_bytes or cuda_format.weight_bytes(config, quantization)
         tokens = cuda_format.block_tokens(config.head_dim)
         return Footprint(weights, CUDA_WORKSPACE_BYTES, cuda_format.kv_bytes_per_token(config), tokens)
-    weights = stored_bytes or cpu_format.weight_bytes(config, quantization)
     workspace = cpu_format.workspace_bytes(config, rows=step_tokens + max_batch, max_batch=max_batch)
-    return Footprint(weights, workspace, cpu_format.kv_bytes_per_token(config), BLOCK_TOKENS)
+    return Footprint(weights, workspace, cpu_format.kv_bytes_per_token(config), cpu_format.BLOCK_TOKENS)
+
+
+def weight_bytes(config: DecoderConfig, quantization: str) -> int:
+    """Bytes of the stored weights, but for the padding between them."""
+    if quantization in CUDA:
+        return cuda_format.weight_bytes(config, quantization)
+    return cpu_format.weight_bytes(config, quantization)
 
 
 def usable_bytes(kind: str, free_bytes: int) -> int:

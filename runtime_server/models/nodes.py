@@ -12,6 +12,8 @@ from runtime_server.models.tensor_file import TensorFile
 
 NATIVE = "mantler"
 """Domain of our own operators; ``runtime_server/native`` describes them."""
+CONTRIB = "com.microsoft"
+"""Domain of the operators that ONNX Runtime adds to the standard."""
 
 
 class Nodes:
@@ -23,9 +25,12 @@ class Nodes:
 
     def add(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         """Adds a node with the output ``output``; returns it."""
-        node = helper.make_node(op, inputs, [output], name=output, domain=domain, **attributes)
-        self.list.append(node)
+        self.add_many(op, inputs, [output], domain, **attributes)
         return output
+
+    def add_many(self, op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> None:
+        """Adds a node with several outputs; empty names stand for those that nobody wants."""
+        self.list.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
 
     def native(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Adds one of our own operators; empty names stand for inputs that are left out."""

@@ -13,9 +13,11 @@ from runtime_server.models.decoder import DecoderConfig, Weights
 from runtime_server.models.download import fetched
 from runtime_server.models.errors import PullError
 from runtime_server.models.files import check_space, clear_disk_errors, sha256
+from runtime_server.models.footprint import weight_bytes
 from runtime_server.models.manifest import MANIFEST_FILE, Manifest, StoredFile, package_versions
-from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, STORED_BYTES
+from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, QUANTIZATIONS
 from runtime_server.models.renderer import check_template
+from runtime_server.models.shapes import parameter_count
 from runtime_server.models.source import ModelSource, open_source
 from runtime_server.models.store import BusyError, ModelStore
 from runtime_server.models.target import LocalPath, Target, resolve
@@ -23,6 +25,9 @@ from runtime_server.models.tokenizer import Tokenizer
 
 LOCK_TIMEOUT_S = 3600.0
 """How long a pull waits for another one of the same model."""
+
+PADDED = 1.05
+"""Bytes on disk for each byte of weights, at most: tensors begin at whole pages."""
 
 Progress = Callable[[LoadProgress], None]
 
@@ -72,8 +77,8 @@ def pull(
     Raises:
         PullError: what is wrong and what to do about it.
     """
-    if quantization not in STORED_BYTES:
-        raise PullError(f"The quantisation {quantization!r} is not known.", hint=f"known: {', '.join(STORED_BYTES)}")
+    if quantization not in QUANTIZATIONS:
+        raise PullError(f"The quantisation {quantization!r} is not known.", hint=f"known: {', '.join(QUANTIZATIONS)}")
     wanted, store = resolve(target, as_name), ModelStore(home / "models")
     with clear_disk_errors(), _locked(store, wanted, lock_timeout_s, notice):
         stored = None if force else _usable(store, wanted, quantization)
@@ -128,13 +133,11 @@ def _convert(
     wanted: Target, path: Path, folder: Path, quantization: str, progress: Progress, builder: Builder | None
 ) -> Manifest:
     # Imported here because it brings onnx, which nothing but a conversion needs.
-    from runtime_server.models.graph import build, parameter_count, work_bytes
+    from runtime_server.models.graph import build, work_bytes
 
     source = open_source(path)
     _check_token_ids(source)
-    parameters = parameter_count(source.config)
-    rope_bytes = 4 * source.config.context_length * source.config.head_dim
-    check_space(folder, int(parameters * STORED_BYTES[quantization]) + rope_bytes)
+    check_space(folder, int(PADDED * weight_bytes(source.config, quantization)))
 
     def report(done: int, total: int) -> None:
         progress(LoadProgress(LoadStage.CONVERTING, done, total))
@@ -152,7 +155,7 @@ def _convert(
         source_format=source.format,
         source_sha256={file.name: sha256(file) for file in source.files},
         quantization=quantization,
-        parameter_count=parameters,
+        parameter_count=parameter_count(source.config),
         config=source.config,
         files={f.name: StoredFile(sha256(f), f.stat().st_size) for f in sorted(folder.iterdir())},
         created_unix_s=int(time.time()),

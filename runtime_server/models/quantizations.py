@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-STORED_BYTES = {"int8": 1.1, "fp32": 4.1}
-"""Bytes on disk per parameter, at most. What the formats are stands in :mod:`runtime_server.models.linear`."""
-
+CPU = ("int8", "fp32")
+"""What the processor runs; :mod:`runtime_server.models.linear` says how they lie in memory."""
+CUDA = ("bf16", "int4")
+"""What a card runs; see :mod:`runtime_server.models.cuda_operators`."""
+QUANTIZATIONS = (*CPU, *CUDA)
 DEFAULT_QUANTIZATION = "int8"

@@ -77,6 +77,11 @@ def weight_shapes(config: DecoderConfig) -> dict[str, Shape]:
     return shapes
 
 
+def parameter_count(config: DecoderConfig) -> int:
+    """Number of weights; tied embeddings count once."""
+    return sum(math.prod(shape) for shape in weight_shapes(config).values())
+
+
 def check_weights(config: DecoderConfig, found: Mapping[str, Shape]) -> None:
     """Compares a file's weights with what ``config`` asks for. Raises :class:`PullError` naming the first misfit."""
     expected = weight_shapes(config)

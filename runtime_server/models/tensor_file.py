@@ -37,7 +37,8 @@ class TensorFile:
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         offset = self._file.tell()
         contiguous = np.ascontiguousarray(array)
-        self._file.write(contiguous.data)
+        # As bytes, because a buffer knows no bfloat16.
+        self._file.write(contiguous.reshape(-1).view(np.uint8).data)
         tensor = onnx.TensorProto(
             name=name,
             dims=array.shape,

@@ -16,7 +16,9 @@ from runtime_server.models import graph
 from runtime_server.models.cpu_format import kv_bytes_per_token
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
-from runtime_server.models.quantizations import STORED_BYTES
+from runtime_server.models.footprint import weight_bytes
+from runtime_server.models.pull import PADDED
+from runtime_server.models.quantizations import CPU, QUANTIZATIONS
 from tests import reference_decoder
 from tests.reference_decoder import RandomWeights
 
@@ -97,7 +99,7 @@ def test_int8_stays_close_to_the_definition(tmp_path: Path) -> None:
     assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.03
 
 
-@pytest.mark.parametrize("quantization", STORED_BYTES)
+@pytest.mark.parametrize("quantization", CPU)
 def test_a_mixed_step_gives_each_row_the_bits_it_gets_alone(quantization: str, tmp_path: Path) -> None:
     prompts = [prompt(10 + 3 * sequence, seed=sequence) for sequence in range(SEQUENCES)]
     with backend(LLAMA, tmp_path, quantization) as device:
@@ -115,7 +117,7 @@ def test_a_mixed_step_gives_each_row_the_bits_it_gets_alone(quantization: str, t
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
-@pytest.mark.parametrize("quantization", STORED_BYTES)
+@pytest.mark.parametrize("quantization", CPU)
 def test_however_a_prompt_is_cut_its_logits_have_the_same_bits(quantization: str, tmp_path: Path) -> None:
     tokens = prompt(45)
     with backend(LLAMA, tmp_path, quantization) as device:
@@ -185,14 +187,14 @@ def test_an_unknown_quantisation_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_format_takes_the_room_that_is_checked_for(tmp_path: Path) -> None:
-    """The graph knows every format that can be asked for, and none takes more than its bytes per parameter."""
+    """The graph knows every format that can be asked for, and none takes more than is checked for."""
     config = replace(LLAMA, vocab_size=4096, hidden=256, intermediate=512, context_length=16)
-    for name, per_parameter in STORED_BYTES.items():
+    for name in QUANTIZATIONS:
         folder = tmp_path / name
         folder.mkdir()
         graph.build(config, RandomWeights(config), folder, quantization=name)
         weights = sum(file.stat().st_size for file in folder.glob("*.bin"))
-        assert weights <= per_parameter * graph.parameter_count(config)
+        assert weights <= PADDED * weight_bytes(config, name)
 
 
 def test_weights_that_are_no_numbers_are_refused_at_load(tmp_path: Path) -> None:

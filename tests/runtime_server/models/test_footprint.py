@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_server.models import cpu_format, cuda_format
-from runtime_server.models.footprint import Footprint, footprint, usable_bytes
-from runtime_server.models.graph import build, parameter_count
+from runtime_server.models import cuda_format
+from runtime_server.models.footprint import Footprint, footprint, usable_bytes, weight_bytes
+from runtime_server.models.graph import build
+from runtime_server.models.quantizations import QUANTIZATIONS
+from runtime_server.models.shapes import parameter_count
 from tests.reference_decoder import RandomWeights
 from tests.tiny_models import tiny_config
 
@@ -27,13 +29,13 @@ def test_what_is_said_to_fit_fits_and_no_more_would(size: Footprint, streams: in
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("quantization", cpu_format.QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_weights_take_what_their_file_does(architecture: str, quantization: str, tmp_path: Path) -> None:
     config = replace(tiny_config(architecture), vocab_size=4096, context_length=4096)
     build(config, RandomWeights(config), tmp_path, quantization=quantization)
     # Vectors are so short here that they stand in the graph, not in the file; the file has room between tensors.
     stored = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert stored == pytest.approx(cpu_format.weight_bytes(config, quantization), rel=0.1)
+    assert stored == pytest.approx(weight_bytes(config, quantization), rel=0.1)
 
 
 def test_the_sizes_on_the_processor() -> None:
@@ -49,7 +51,7 @@ def test_the_sizes_on_the_processor() -> None:
 def test_the_sizes_on_a_card() -> None:
     config = tiny_config("llama")
     wide, narrow = (footprint("cuda", config, name, max_batch=4, step_tokens=512) for name in ("bf16", "int4"))
-    assert wide.weight_bytes == 2 * parameter_count(config)
+    assert wide.weight_bytes == 2 * (parameter_count(config) + config.context_length * config.head_dim)
     assert 0 < narrow.weight_bytes < wide.weight_bytes
     assert wide.block_tokens == cuda_format.block_tokens(config.head_dim)
 

@@ -4,11 +4,10 @@ import pytest
 
 from runtime_server.models.catalogue import CATALOGUE
 from runtime_server.models.errors import PullError
-from runtime_server.models.graph import parameter_count
 from runtime_server.models.known import CATALOGUE_CONFIGS, known
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.pull import pull
-from runtime_server.models.shapes import check_config
+from runtime_server.models.shapes import check_config, parameter_count
 from runtime_server.models.store import ModelStore
 from tests.tiny_models import tiny_config, write_gguf
 

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from runtime_server import native
 from runtime_server.backends import cpu
-from runtime_server.models.graph import BLOCK_TOKENS, IR_VERSION, OPSET
+from runtime_server.models.cpu_format import BLOCK_TOKENS
+from runtime_server.models.graph import IR_VERSION, OPSET
 from runtime_server.models.linear import Packed, interleaved, pack
 from runtime_server.models.nodes import NATIVE
 
