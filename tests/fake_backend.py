@@ -15,7 +15,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_server.backends.base import Chunk
+from runtime_server.backends.base import BlockingBackend, Candidates, Chunk, Flight
 
 VOCAB_SIZE = 300
 START = b""
@@ -58,7 +58,7 @@ class _Block:
     """One per token that the block holds, of the tokens up to it."""
 
 
-class FakeBackend:
+class FakeBackend(BlockingBackend):
     """Keeps a digest per token and checks how it is called.
 
     Args:
@@ -137,3 +137,47 @@ class FakeBackend:
             digest = extend(digest, token_id)
             block.digests[offset:] = [digest]
         return digest
+
+
+class AheadBackend(FakeBackend):
+    """Takes steps before the one before them was looked at, and hands out the likeliest tokens, as a card does."""
+
+    ahead = True
+    CANDIDATES = 4
+
+    def __init__(self, *, blocks: int, block_tokens: int = 4, max_step_tokens: int = 10_000) -> None:
+        super().__init__(blocks=blocks, block_tokens=block_tokens, max_step_tokens=max_step_tokens)
+        self.unseen = 0
+        """Steps that were launched and not looked at."""
+        self.ahead_steps = 0
+        self._sampled: list[int] = []
+
+    def launch(self, chunks: Sequence[Chunk]) -> Flight:
+        assert self.unseen < 2, "more than one step ahead"
+        self.ahead_steps += any(chunk.follows is not None for chunk in chunks)
+        known = [
+            chunk
+            if chunk.follows is None
+            else Chunk(chunk.block_ids, chunk.start, [self._sampled[chunk.follows]], chunk.wants_logits)
+            for chunk in chunks
+        ]
+        logits = self.run(known)
+        self._sampled = [int(row.argmax()) for row in logits]
+        self.unseen += 1
+        return _Flying(self, logits)
+
+
+class _Flying:
+    def __init__(self, backend: AheadBackend, logits: NDArray[np.float32]) -> None:
+        self._backend = backend
+        self._logits = logits
+        ids = np.argsort(-logits, axis=1, kind="stable")[:, : backend.CANDIDATES]
+        mass = np.log(np.exp(logits).sum(axis=1))
+        self.candidates = Candidates(ids, np.take_along_axis(logits, ids, axis=1), mass)
+
+    def output(self) -> _Flying:
+        self._backend.unseen -= 1
+        return self
+
+    def logits(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        return self._logits[list(rows)]

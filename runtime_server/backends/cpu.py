@@ -27,7 +27,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from runtime_server import native
-from runtime_server.backends.base import Chunk
+from runtime_server.backends.base import BlockingBackend, Chunk
 from runtime_server.models.cpu_format import BLOCK_TOKENS
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
@@ -43,7 +43,7 @@ KV_DTYPE = np.dtype(np.uint16)
 """The bits of bf16, which numpy has no type for."""
 
 
-class CpuBackend:
+class CpuBackend(BlockingBackend):
     """See :class:`runtime_server.backends.base.Backend`.
 
     Args:
@@ -72,7 +72,7 @@ class CpuBackend:
         self._try(folder)
 
     def run(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """See :meth:`runtime_server.backends.base.Backend.run`."""
+        """See :meth:`runtime_server.backends.base.BlockingBackend.run`."""
         ends = list(accumulate(len(chunk.token_ids) for chunk in chunks))
         wanted = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.wants_logits]
         width = max(len(chunk.block_ids) for chunk in chunks)

@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Protocol
 
 from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.messages import EngineProfile, FinishReason
-from runtime_server.backends.base import Backend
+from runtime_server.backends.base import Backend, Flight
 from runtime_server.constraints.matcher import Matcher
-from runtime_server.engine.logprobs import Ranking, original, rankings
+from runtime_server.engine.draw import draw
+from runtime_server.engine.logprobs import Ranking
 from runtime_server.engine.profile import StepCounters
-from runtime_server.engine.sampler import SamplingRow, sample
+from runtime_server.engine.sampler import SamplingRow
 from runtime_server.engine.scheduler import Sampled, Scheduler, Step
 from runtime_server.engine.sequence import Sequence
 
@@ -48,6 +50,19 @@ class Sink(Protocol):
     def failed(self, error: MantlerError) -> None:
         """No further token will come."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step that runs."""
+
+    step: Step
+    flight: Flight
+    sampled: list[Sequence]
+    """Those that get a token, in the order of the output's rows."""
+    schedule_ns: int
+    run_ns: int
+    """When its schedule and its run began."""
 
 
 class Engine:
@@ -77,8 +92,6 @@ class Engine:
         self._masks = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix=f"masks {name}")
         self._wake = threading.Condition()
         self._counters = StepCounters()
-        self._schedule_ns = 0
-        """When the step's schedule began."""
         self._sinks: dict[int, Sink] = {}
         self._stopping = False
         self._failed = False
@@ -156,8 +169,11 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while (step := self._next_step()) is not None:
-                self._execute(step)
+            while (launched := self._launch_next()) is not None:
+                while launched is not None:
+                    ahead = self._launch_ahead(launched)
+                    self._finish(launched)
+                    launched = ahead
             self._fail_all(unavailable(self._name))
         except Exception:
             # Whatever broke, the clients of this engine must hear of it and the process must know.
@@ -170,35 +186,49 @@ class Engine:
             self._masks.shutdown(cancel_futures=True)
             self._backend.close()
 
-    def _next_step(self) -> Step | None:
+    def _launch_next(self) -> _Launched | None:
+        """Waits for something to do and launches it; ``None`` where the engine stops."""
         with self._wake:
-            while not self._stopping:
-                self._schedule_ns = perf_counter_ns()
+            while True:
+                if self._stopping:
+                    return None
+                schedule_ns = perf_counter_ns()
                 step = self._scheduler.schedule()
                 if step.chunks:
                     self._announce(step)
-                    return step
+                    break
                 self._wake.wait()
-        return None
+        return self._launch(step, schedule_ns)
 
-    def _execute(self, step: Step) -> None:
+    def _launch(self, step: Step, schedule_ns: int) -> _Launched:
         self._step_started_s = time.monotonic()
         run_ns = perf_counter_ns()
         sampled = [s for s, chunk in zip(step.sequences, step.chunks, strict=True) if chunk.wants_logits]
         self._begin_masks(sampled)
-        logits = self._backend.run(step.chunks)
+        return _Launched(step, self._backend.launch(step.chunks), sampled, schedule_ns, run_ns)
+
+    def _launch_ahead(self, launched: _Launched) -> _Launched | None:
+        """Launches the step after ``launched`` before anybody looked at its tokens, where that is possible."""
+        if not self._backend.ahead or not all(sequence.takes_likeliest for sequence in launched.sampled):
+            return None
+        schedule_ns = perf_counter_ns()
+        with self._wake:
+            step = None if self._stopping else self._scheduler.schedule_ahead(launched.step)
+        return None if step is None else self._launch(step, schedule_ns)
+
+    def _finish(self, launched: _Launched) -> None:
+        self._step_started_s = time.monotonic()
+        step, sampled = launched.step, launched.sampled
+        output = launched.flight.output()
         sample_ns = perf_counter_ns()
-        rows = [self._sampling_row(sequence) for sequence in sampled]
-        asked = original(logits, rows)
-        tokens = sample(logits, rows) if rows else []
-        ranked = rankings(asked, rows, tokens)
+        tokens, ranked = draw(output, [self._sampling_row(sequence) for sequence in sampled])
         for sequence, token_id in zip(sampled, tokens, strict=True):
             sequence.follow(token_id)
         publish_ns = perf_counter_ns()
         self._step_started_s = None
         with self._wake:
             self._publish(self._scheduler.commit(step, tokens, ranked))
-            times_ns = (self._schedule_ns, run_ns, sample_ns, publish_ns, perf_counter_ns())
+            times_ns = (launched.schedule_ns, launched.run_ns, sample_ns, publish_ns, perf_counter_ns())
             self._counters.add(len(step.chunks), step.prompt_tokens, len(tokens), times_ns)
 
     def _begin_masks(self, sequences: Items[Sequence]) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_server.engine.sampler import Floats, SamplingRow
+from runtime_server.backends.base import Candidates, Floats
+from runtime_server.engine.sampler import SamplingRow
 
 LEAST = -9999.0
 """Stands for the logarithm of nothing, which JSON cannot say. OpenAI's number."""
@@ -64,6 +65,21 @@ def rank(logits: Floats, token_id: int, top: int) -> Ranking:
     ids = likeliest(logits, top).tolist() if top else []
     chosen, *others = (_at_least(float(value) - mass) for value in logits[[token_id, *ids]] - peak)
     return Ranking(chosen, tuple(ids), tuple(others))
+
+
+def of_candidates(candidates: Candidates, row: int, token_id: int, top: int) -> Ranking:
+    """Where a token stands among all, which is one of the row's candidates.
+
+    Args:
+        top: how many of the likeliest tokens to name, at most all candidates.
+    """
+    ids, values = candidates.ids[row], candidates.values[row]
+    # Equal ones by their ids, as where all logits are at hand.
+    order = np.lexsort((ids, -values))[:top]
+    mass = float(candidates.logsumexp[row])
+    chosen = float(values[ids == token_id][0])
+    others = tuple(_at_least(float(value) - mass) for value in values[order])
+    return Ranking(_at_least(chosen - mass), tuple(ids[order].tolist()), others)
 
 
 def likeliest(logits: Floats, count: int) -> NDArray[np.int64]:

@@ -10,17 +10,15 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mantler.messages import LogprobsParams, SamplingParams
+from runtime_server.backends.base import Floats
 from runtime_server.constraints.mask import Mask
 from runtime_server.engine.adjustments import Adjustments
 from runtime_server.native import sampling
 
 MAX_SCALE = 1e30
 """The inverse of the least temperature. Beyond it nothing changes, but infinity times nothing is not a number."""
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +63,11 @@ def sample(logits: Floats, rows: Rows[SamplingRow]) -> list[int]:
         # Where a logit is no number, numpy takes it for the greatest.
         if not np.isnan(logits[np.arange(len(rows)), greedy]).any():
             return greedy
-    return sampling.draw(logits, [_packed(row) for row in rows])
+    return sampling.draw(logits, [packed(row) for row in rows])
 
 
-def _packed(row: SamplingRow) -> bytes:
+def packed(row: SamplingRow) -> bytes:
+    """What the native sampler is told of a row."""
     params = row.params
     return sampling.packed_row(
         allowed=0 if row.mask is None else row.mask.address,

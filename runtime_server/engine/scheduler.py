@@ -9,8 +9,8 @@ Rank is the order of arrival, shifted by priority. The choices of one request ra
 requests after it, so that a request of many choices does not keep the others waiting for all of them; the first
 computes the prompt, and the others find its blocks. Rank never changes, which is what makes this live: whoever needs a
 block can only take it from those behind it, so the first in rank always goes on, and someone else is first once it
-has finished. A block is freed and taken in :meth:`Scheduler.schedule` and :meth:`Scheduler.commit` only, never while
-a step runs.
+has finished. A block is freed and taken in :meth:`Scheduler.schedule` and :meth:`Scheduler.commit` only, and not while
+a step runs, unless another is scheduled ahead of its outcome: such a device runs its steps in order.
 """
 
 from __future__ import annotations
@@ -151,6 +151,34 @@ class Scheduler:
             raise RuntimeError("no running sequence can go on")
         return step
 
+    def schedule_ahead(self, step: Step) -> Step | None:
+        """The step after ``step``, which runs now and whose tokens nobody knows yet.
+
+        Each of its sequences decodes the likeliest token of its row; those that end by their length are left out, and
+        one that turns out to have ended otherwise was computed in vain. ``None`` where there is more to decide: somebody
+        waits for a place that is free or will be, was cancelled or is in its prompt, or a block is needed and none left.
+        """
+        pairs = list(zip(step.sequences, step.chunks, strict=True))
+        held = sum(_holds(*pair) for pair in pairs)
+        if held < len(self._running) or any(sequence.cancelled for sequence in self._running):
+            return None
+        if not all(chunk.wants_logits for chunk in step.chunks):
+            return None
+        ahead, pool = Step(), self._pool
+        for row, (sequence, chunk) in enumerate(pairs):
+            start = chunk.start + chunk.count
+            if not _holds(sequence, chunk) or start + 1 == sequence.prompt_tokens + sequence.max_tokens:
+                continue
+            if start == len(sequence.block_ids) * pool.block_tokens:
+                if not pool.available:
+                    return None
+                sequence.block_ids.append(pool.allocate())
+            ahead.sequences.append(sequence)
+            ahead.chunks.append(Chunk(sequence.block_ids, start, (), True, follows=row))
+        if self._waiting and len(ahead.chunks) < self._max_batch:
+            return None
+        return ahead if ahead.chunks else None
+
     def commit(
         self, step: Step, token_ids: Items[int], rankings: Mapping[int, Ranking] = _NO_RANKINGS
     ) -> list[Sampled]:
@@ -162,12 +190,14 @@ class Scheduler:
         tokens = enumerate(token_ids)
         sampled = []
         for sequence, chunk in zip(step.sequences, step.chunks, strict=True):
-            sequence.computed = chunk.start + len(chunk.token_ids)
-            self._share(sequence, chunk.start)
+            holds = _holds(sequence, chunk)
+            if holds:
+                sequence.computed = chunk.start + chunk.count
+                self._share(sequence, chunk.start)
             if not chunk.wants_logits:
                 continue
             place, token_id = next(tokens)
-            if sequence.cancelled:
+            if sequence.cancelled or not holds:
                 continue
             finish = sequence.append(token_id)
             if finish is not None:
@@ -330,3 +360,8 @@ class Scheduler:
         self._pool.release(sequence.block_ids)
         # A new array: the step that has just run may still refer to the old one.
         sequence.block_ids = array("i")
+
+
+def _holds(sequence: Sequence, chunk: Chunk) -> bool:
+    """Whether a sequence still holds the blocks of its chunk: it has not ended since that was scheduled."""
+    return chunk.block_ids is sequence.block_ids

@@ -90,6 +90,12 @@ class Sequence:
         """What was generated."""
         return self.token_ids[self.prompt_tokens :].tolist()
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the next token is the likeliest one, whatever else the logits are."""
+        may_end = not self.end_ids or self.output_tokens >= self.min_tokens
+        return self.sampling.temperature == 0 and self.matcher is None and self._adjustments is None and may_end
+
     def digest(self, block: int, block_tokens: int) -> bytes:
         """The digest of the sequence's block number ``block``, which must be full."""
         shared, own = self._prompt_digests, self._output_digests

@@ -33,8 +33,9 @@ async def running_engine(
     max_queue: int = 64,
     blocks: int = 200,
     before_step: Callable[[Items[Chunk]], None] = lambda chunks: None,
+    backend: FakeBackend | None = None,
 ) -> AsyncIterator[tuple[Engine, FakeBackend]]:
-    backend = FakeBackend(blocks=blocks, max_step_tokens=4 * 16, before_step=before_step)
+    backend = backend or FakeBackend(blocks=blocks, max_step_tokens=4 * 16, before_step=before_step)
     pool = BlockPool(backend.blocks, backend.block_tokens)
     scheduler = Scheduler(pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=16)
     engine = Engine(backend, scheduler, name="fake", loop=asyncio.get_running_loop())

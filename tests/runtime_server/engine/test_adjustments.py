@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mantler.messages import SamplingParams
+from runtime_server.backends.base import Floats
 from runtime_server.engine.adjustments import Adjustments
-from runtime_server.engine.sampler import Floats, SamplingRow, sample
+from runtime_server.engine.sampler import SamplingRow, sample
 
 VOCAB_SIZE = 12
 tokens = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=200)
