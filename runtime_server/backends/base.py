@@ -52,15 +52,18 @@ class Candidates:
 
 
 class Output(Protocol):
-    """What a step computed: one row for each chunk that wants logits, in their order. Valid until the next but one."""
+    """What a step computed: one row for each chunk that wants logits, in their order."""
 
     @property
     def candidates(self) -> Candidates | None:
-        """``None`` where the logits are at hand anyway."""
+        """``None`` where the logits are at hand anyway. Valid for good."""
         ...
 
     def logits(self, rows: Sequence[int]) -> Floats:
-        """The logits ``[len(rows), vocab_size]`` of some rows, in rising order. They may be written to."""
+        """The logits ``[len(rows), vocab_size]`` of some rows, in rising order, to be written to as well.
+
+        They are there until the next launch.
+        """
         ...
 
 

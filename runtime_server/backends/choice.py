@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, KvPlanError
 from runtime_server.engine.scheduler import IDLE_CHUNKS
 from runtime_server.models.footprint import Footprint, footprint, usable_bytes
 from runtime_server.models.manifest import Manifest
+
+logger = logging.getLogger(__name__)
 
 CACHE_SHARE = {"cpu": FREE_MEMORY_SHARE, "cuda": 1.0}
 """Of the usable memory, where the user names no size. Nothing but models needs a card's."""
@@ -80,15 +83,27 @@ def load_backend(placement: Placement, manifest: Manifest, folder: Path, setting
     if card is not None:
         # By name, and only here: its packages are those of machines with a card.
         cuda = importlib.import_module(BACKEND)
-        backend: Backend = cuda.CudaBackend(
-            folder, manifest.config, device_id=card.index, blocks=blocks, max_batch=batch
-        )
+        try:
+            backend: Backend = cuda.CudaBackend(
+                folder,
+                manifest.config,
+                device_id=card.index,
+                blocks=blocks,
+                longest=placement.plan.max_request_tokens,
+                max_batch=batch,
+                step_tokens=IDLE_CHUNKS * settings.prefill_chunk,
+            )
+        except MemoryError as error:
+            raise _not_given("the card", error) from error
         return backend
     try:
         return CpuBackend(folder, manifest.config, blocks=blocks, max_batch=batch, threads=settings.threads)
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-        raise KvPlanError(
-            "the system does not give that much memory to keys and values", "lower --kv-memory-mb"
-        ) from error
+        raise _not_given("the system", error) from error
+
+
+def _not_given(who: str, error: Exception) -> KvPlanError:
+    logger.error("memory is missing: %s", error)
+    return KvPlanError(f"{who} does not give that much memory to keys and values", "lower --kv-memory-mb")

@@ -17,27 +17,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import (
-    Fail,
-    InvalidArgument,
-    InvalidGraph,
-    InvalidProtobuf,
-    NoSuchFile,
-    RuntimeException,
-)
 
 from runtime_server import native
 from runtime_server.backends.base import BlockingBackend, Chunk
+from runtime_server.backends.faults import UNREADABLE, damaged, unreadable
 from runtime_server.models.cpu_format import BLOCK_TOKENS
 from runtime_server.models.decoder import DecoderConfig
-from runtime_server.models.errors import PullError
 from runtime_server.models.graph import MODEL_FILE
 
 logger = logging.getLogger(__name__)
-
-_UNREADABLE = (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NoSuchFile, RuntimeException)
-
-_HINT = "pull it again with --force"
 
 KV_DTYPE = np.dtype(np.uint16)
 """The bits of bf16, which numpy has no type for."""
@@ -97,10 +85,10 @@ class CpuBackend(BlockingBackend):
         """Runs one token: a damaged model is an error now, not at somebody's first request."""
         try:
             logits = self.run([Chunk([0], 0, [0], True)])
-        except (*_UNREADABLE, RuntimeError) as error:  # what a call over a binding raises
-            raise _unreadable(folder / MODEL_FILE, error) from error
+        except (*UNREADABLE, RuntimeError) as error:  # what a call over a binding raises
+            raise unreadable(folder / MODEL_FILE, error) from error
         if not np.isfinite(logits).all():
-            raise PullError("The stored model's weights are damaged.", hint=_HINT)
+            raise damaged()
 
     def close(self) -> None:
         """Frees weights and cache."""
@@ -140,10 +128,5 @@ def _session(path: Path) -> ort.InferenceSession:
     options.register_custom_ops_library(str(native.library()))
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> PullError:
-    logger.error("ONNX Runtime cannot use %s: %s", path, error)
-    return PullError("The stored model cannot be read.", hint=_HINT)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error

@@ -155,8 +155,8 @@ class Scheduler:
         """The step after ``step``, which runs now and whose tokens nobody knows yet.
 
         Each of its sequences decodes the likeliest token of its row; those that end by their length are left out, and
-        one that turns out to have ended otherwise was computed in vain. ``None`` where there is more to decide: somebody
-        waits for a place that is free or will be, was cancelled or is in its prompt, or a block is needed and none left.
+        one that turns out to have ended otherwise was computed in vain. ``None`` where there is more to decide:
+        somebody waits for a place that is or will be free, was cancelled, is in its prompt, or lacks a block.
         """
         pairs = list(zip(step.sequences, step.chunks, strict=True))
         held = sum(_holds(*pair) for pair in pairs)
