@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from mantler.config import RuntimeSettings
 from mantler.memory import available_bytes
 from runtime_server.backends.base import Backend
 from runtime_server.backends.cpu import CpuBackend
-from runtime_server.backends.cuda_state import BACKEND, cuda_state
+from runtime_server.backends.cuda import CudaBackend
+from runtime_server.backends.cuda_state import cuda_state
 from runtime_server.backends.devices import CudaState, Device, card_for, choose
 from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, KvPlanError, plan_kv
 from runtime_server.engine.scheduler import IDLE_CHUNKS
@@ -81,10 +81,8 @@ def load_backend(placement: Placement, manifest: Manifest, folder: Path, setting
     """
     card, blocks, batch = placement.device.card, placement.plan.blocks, settings.max_batch
     if card is not None:
-        # By name, and only here: its packages are those of machines with a card.
-        cuda = importlib.import_module(BACKEND)
         try:
-            backend: Backend = cuda.CudaBackend(
+            return CudaBackend(
                 folder,
                 manifest.config,
                 device_id=card.index,
@@ -95,7 +93,6 @@ def load_backend(placement: Placement, manifest: Manifest, folder: Path, setting
             )
         except MemoryError as error:
             raise _not_given("the card", error) from error
-        return backend
     try:
         return CpuBackend(folder, manifest.config, blocks=blocks, max_batch=batch, threads=settings.threads)
     except OSError as error:

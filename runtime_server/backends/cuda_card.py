@@ -16,19 +16,19 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from runtime_server.backends.base import Candidates, Floats
 from runtime_server.backends.cuda_plan import Bounds, Capture, StepPlan
 from runtime_server.backends.cuda_runtime import CudaRuntime
-from runtime_server.models.cuda_format import block_tokens
-from runtime_server.models.cuda_operators import top_count
+from runtime_server.models.cuda_format import block_tokens, top_count
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.graph import MODEL_FILE
 
 logger = logging.getLogger(__name__)
 
 PROVIDER = "CUDAExecutionProvider"
+_BF16 = 16
+"""``onnx.TensorProto.BFLOAT16``, without the package that nothing but conversions needs."""
 _NO_GRAPH = "-1"
 """The number of a graph that is not captured."""
 
@@ -160,8 +160,8 @@ class CudaCard:
         if binding is None:
             binding = self._bindings[number] = self._session.io_binding()
             for name, address in self._caches.items():
-                self._bind_input(binding, name, TensorProto.BFLOAT16, self._cache_shape, address)
-            self._bind_input(binding, "previous_tokens", TensorProto.INT32, (self._places,), self._previous)
+                self._bind_input(binding, name, _BF16, self._cache_shape, address)
+            self._bind_input(binding, "previous_tokens", np.int32, (self._places,), self._previous)
             if plan.capture is not None:
                 logger.info("capturing %s", _described(plan.capture))
                 self._bind_step(binding, plan, number)
@@ -172,7 +172,7 @@ class CudaCard:
     def _bind_step(self, binding: ort.IOBinding, plan: StepPlan, number: int) -> None:
         shape = plan.shape
         for name, size in shape.sizes().items():
-            self._bind_input(binding, name, TensorProto.INT32, size, self._integers + 4 * shape.offsets[name])
+            self._bind_input(binding, name, np.int32, size, self._integers + 4 * shape.offsets[name])
         bounds = self._bounds[number] = plan.bounds.array()
         binding.bind_input("attention_bounds", "cpu", 0, bounds.dtype, bounds.shape, bounds.ctypes.data)
         for name, (kind, size, offset) in self._outputs.layout(shape.rows).items():
@@ -180,7 +180,7 @@ class CudaCard:
         size = (shape.rows, self._config.vocab_size)
         binding.bind_output("logits", "cuda", self._device_id, np.float32, size, self._logits)
 
-    def _bind_input(self, binding: ort.IOBinding, name: str, kind: int, shape: tuple[int, ...], address: int) -> None:
+    def _bind_input(self, binding: ort.IOBinding, name: str, kind: Any, shape: tuple[int, ...], address: int) -> None:
         binding.bind_input(name, "cuda", self._device_id, kind, shape, address)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 from runtime_server.backends import providers
 from runtime_server.backends.cuda_driver import CudaDriverError, Driver, NoDriverError, read_driver
 from runtime_server.backends.devices import CudaState, Missing
 
-BACKEND = "runtime_server.backends.cuda"
-"""The module that runs models on a card."""
 NEEDED_CUDA = (13, 0)
 """What onnxruntime-gpu is built with."""
 DRIVER_REMEDY = (
@@ -19,20 +16,17 @@ DRIVER_REMEDY = (
 )
 PROVIDER_REMEDY = "pip uninstall -y onnxruntime && pip install --force-reinstall 'mantler[gpu]'"
 
-_NO_BACKEND = Missing("this version of Mantler has no CUDA backend yet", "set --device cpu or auto")
-
 
 def cuda_state(read: Callable[[], Driver] = read_driver) -> CudaState:
     """What there is and what is missing, the most basic first. Loads CUDA's libraries where a card is there."""
-    backend = () if find_spec(BACKEND) else (_NO_BACKEND,)
     try:
         driver = read()
     except NoDriverError:
-        return CudaState(missing=(*backend, Missing("no driver of NVIDIA's", DRIVER_REMEDY)))
+        return CudaState(missing=(Missing("no driver of NVIDIA's", DRIVER_REMEDY),))
     except CudaDriverError as error:
         fault = Missing(f"NVIDIA's driver does not work: {error}", "`nvidia-smi` may say more")
-        return CudaState(missing=(*backend, fault))
-    return CudaState(driver.cards, (*backend, *_missing(driver)), driver.cuda_version)
+        return CudaState(missing=(fault,))
+    return CudaState(driver.cards, tuple(_missing(driver)), driver.cuda_version)
 
 
 def _missing(driver: Driver) -> Iterator[Missing]:

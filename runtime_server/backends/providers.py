@@ -13,9 +13,10 @@ CUDA_LIBRARIES = {
     "libcudart.so.13": "nvidia-cuda-runtime>=13,<14",
     "libcublasLt.so.13": "nvidia-cublas>=13,<14",
     "libcublas.so.13": "nvidia-cublas>=13,<14",
+    "libcurand.so.10": "nvidia-curand>=10,<11",
     "libcudnn.so.9": "nvidia-cudnn-cu13>=9,<10",
 }
-"""What the provider is linked against, and what pip installs to bring it where the system does not."""
+"""What the provider links against or loads, and what pip installs to bring it where the system does not."""
 
 
 def installed() -> tuple[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""How many bytes a decoder takes on a CUDA device. Pure."""
+"""The sizes of a decoder on a CUDA device. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ GROUP = 32
 """Weights of ``int4`` that share one scale: what the mixed GEMM of onnxruntime-gpu 1.31 takes."""
 _OUTPUTS = 64
 """It takes multiples of so many outputs."""
+
+
+TOP = 64
+"""Likeliest tokens of a row that come back from the card."""
+
+
+def top_count(config: DecoderConfig) -> int:
+    """Likeliest tokens of a row that come back; fewer where the vocabulary is smaller."""
+    return min(TOP, config.vocab_size)
 
 
 def block_tokens(head_dim: int) -> int:

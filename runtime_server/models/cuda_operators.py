@@ -31,19 +31,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from runtime_server.models.cuda_format import GROUP, block_tokens, quantizable
+from runtime_server.models.cuda_format import GROUP, block_tokens, quantizable, top_count
 from runtime_server.models.decoder import DecoderConfig, Weights
 from runtime_server.models.nodes import CONTRIB, Nodes
 from runtime_server.models.operators import Weight, rotary_tables
 
-TOP = 64
-"""Likeliest tokens of a row that come back; fewer where the vocabulary is smaller."""
 BF16 = np.dtype(ml_dtypes.bfloat16)
-
-
-def top_count(config: DecoderConfig) -> int:
-    """Likeliest tokens of a row that the graph hands out."""
-    return min(TOP, config.vocab_size)
 
 
 class CudaOperators:

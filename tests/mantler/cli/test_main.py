@@ -94,7 +94,7 @@ def test_flags_reach_the_children_as_they_were_given() -> None:
         (("pull",), "error: Missing argument 'NAME'\nhint: mantler pull --help"),
         (
             ("pull", "x", "--quantization", "int3"),
-            "error: --quantization: must be one of int8, fp32, got 'int3'\nhint: ",
+            "error: --quantization: must be one of int8, fp32, bf16, int4, got 'int3'\nhint: ",
         ),
         (
             ("keys", "create", "--rpm", "0"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -65,15 +63,32 @@ def test_the_backend_of_a_card_gets_the_plan_for_its_memory(
         def __init__(self, folder: Path, config: object, **arguments: object) -> None:
             made.update(arguments, folder=folder, config=config)
 
-    module = ModuleType("runtime_server.backends.cuda")
-    module.__dict__["CudaBackend"] = CudaBackend
-    monkeypatch.setitem(sys.modules, "runtime_server.backends.cuda", module)
+    monkeypatch.setattr("runtime_server.backends.choice.CudaBackend", CudaBackend)
     stored, wishes = replace(manifest, quantization="bf16"), settings(tmp_path, device="cuda:1")
     placement = place(stored, wishes)
     load_backend(placement, stored, tmp_path, wishes)
     assert made == {
-        "folder": tmp_path, "config": stored.config, "device_id": 1, "blocks": placement.plan.blocks, "max_batch": 2
-    }  # fmt: skip
+        "folder": tmp_path,
+        "config": stored.config,
+        "device_id": 1,
+        "blocks": placement.plan.blocks,
+        "longest": placement.plan.max_request_tokens,
+        "max_batch": 2,
+        "step_tokens": 4 * wishes.prefill_chunk,
+    }
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_card_that_gives_less_than_it_said(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise MemoryError("cudaMalloc failed")
+
+    monkeypatch.setattr("runtime_server.backends.choice.CudaBackend", full)
+    stored, wishes = replace(manifest, quantization="bf16"), settings(tmp_path, device="cuda:1")
+    with pytest.raises(KvPlanError, match="the card does not give that much memory"):
+        load_backend(place(stored, wishes), stored, tmp_path, wishes)
 
 
 @pytest.mark.usefixtures("cards")

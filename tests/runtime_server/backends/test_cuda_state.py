@@ -9,12 +9,6 @@ from runtime_server.backends.devices import CudaState
 from tests import cuda_library
 
 
-@pytest.fixture(autouse=True)
-def backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it is installed."""
-    monkeypatch.setattr("runtime_server.backends.cuda_state.BACKEND", "runtime_server.backends.cpu")
-
-
 def state(folder: Path, **driver: int) -> CudaState:
     library = str(cuda_library.build(folder, **driver))
     return cuda_state(lambda: read_driver(library))
@@ -40,13 +34,6 @@ def test_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = state(tmp_path)
     assert not found.missing
     assert len(found.cards) == 2
-
-
-def test_a_version_without_the_backend_says_so_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime_server.backends.cuda_state.BACKEND", "runtime_server.backends.none")
-    provider(monkeypatch, missing=[])
-    (missing,) = state(tmp_path).missing
-    assert missing.what == "this version of Mantler has no CUDA backend yet"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 from contextlib import aclosing, asynccontextmanager
 
 from mantler.messages import Delta, Event, LogprobsParams, SamplingParams
-from runtime_server.backends.base import Chunk
+from runtime_server.backends.base import Backend, Chunk
 from runtime_server.engine.blocks import BlockPool
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.generation import Generation
@@ -33,15 +33,17 @@ async def running_engine(
     max_queue: int = 64,
     blocks: int = 200,
     before_step: Callable[[Items[Chunk]], None] = lambda chunks: None,
-    backend: FakeBackend | None = None,
+    backend: Backend | None = None,
+    prefill_chunk: int = 16,
 ) -> AsyncIterator[tuple[Engine, FakeBackend]]:
-    backend = backend or FakeBackend(blocks=blocks, max_step_tokens=4 * 16, before_step=before_step)
-    pool = BlockPool(backend.blocks, backend.block_tokens)
-    scheduler = Scheduler(pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=16)
-    engine = Engine(backend, scheduler, name="fake", loop=asyncio.get_running_loop())
+    fake = FakeBackend(blocks=blocks, max_step_tokens=4 * 16, before_step=before_step)
+    used = backend or fake
+    pool = BlockPool(used.blocks, used.block_tokens)
+    scheduler = Scheduler(pool, max_batch=max_batch, max_queue=max_queue, prefill_chunk=prefill_chunk)
+    engine = Engine(used, scheduler, name="fake", loop=asyncio.get_running_loop())
     engine.start()
     try:
-        yield engine, backend
+        yield engine, fake
     finally:
         await engine.close()
 
