@@ -15,11 +15,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers serving relay cancellation soak clean
+.PHONY: help up test test-gpu check lint types layers proto dist docs ghz load bench bench-peers serving relay cancellation soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
 	@echo "make test    install what the tests need and run them; ARGS='-k keys' passes arguments to pytest"
+	@echo "make test-gpu  the tests that need a card; the environment needs onnxruntime-gpu, see docs/gpu.md"
 	@echo "make check   all that CI checks: ruff, mypy, import-linter and the tests (protos and stubs among them)"
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
 	@echo "make docs    write the generated parts of README.md and docs/: help texts, settings, errors"
@@ -38,6 +39,9 @@ up: $(VENV)/.installed-cpu
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/gpu -s $(ARGS)
 
 check: lint types layers test
 

@@ -58,7 +58,7 @@ def _from_few(candidates: Candidates, few: Rows[int], rows: Rows[SamplingRow]) -
     for i in few:
         tokens[i] = int(candidates.ids[i, 0])
     if drawn:
-        # In the order of their ids, so that a number between 0 and 1 means the same token as among all logits.
+        # In the order of their ids, which decides between equal ones, as among all logits.
         order = np.argsort(candidates.ids[drawn], axis=1)
         ids = np.take_along_axis(candidates.ids[drawn], order, axis=1)
         values = np.ascontiguousarray(np.take_along_axis(candidates.values[drawn], order, axis=1))

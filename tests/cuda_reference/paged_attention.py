@@ -42,7 +42,8 @@ def paged_attention(inputs: list[Array | None], attributes: dict[str, Any]) -> A
     counts = np.diff(starts)
     positions = np.concatenate([np.arange(p, p + n) for p, n in zip(past, counts, strict=True)])
     assert positions.max(initial=0) < len(cos), "a position behind the rotary tables"
-    q, k = (_rotated(x, cos[positions], sin[positions]) for x in (q, k))
+    if attributes.get("do_rotary"):
+        q, k = (_rotated(x, cos[positions], sin[positions]) for x in (q, k))
     sequences = np.repeat(np.arange(len(past)), counts)
     for row, (sequence, position) in enumerate(zip(sequences, positions, strict=True)):
         block, place = table[sequence, position // block_tokens], position % block_tokens

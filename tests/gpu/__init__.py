@@ -1,0 +1,1 @@
+"""What needs a card: `make test-gpu`."""
