@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -17,6 +16,9 @@ from types import TracebackType
 from typing import Self
 
 import psutil
+
+from mantler.cli import ports
+from mantler.config import split_address
 
 STOP_S = 45.0
 START_S = 300.0
@@ -168,7 +170,4 @@ def tail(log: Path) -> str:
 
 def free_port() -> int:
     """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return split_address(ports.claim("127.0.0.1:0", "--http"))[1]

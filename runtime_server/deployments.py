@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from mantler.config import RuntimeSettings
 from mantler.errors import ErrorCode, MantlerError
 from mantler.messages import LoadProgress, LoadStage, ModelInfo, ModelState
+from runtime_server.backends.choice import quantization_for
 from runtime_server.backends.devices import DeviceError
 from runtime_server.deployed import DeployedModel, deploy
 from runtime_server.engine.engine import unavailable
@@ -213,7 +214,8 @@ class Deployments:
                 raise unavailable(name)
             loop.call_soon_threadsafe(load.report, progress)
 
-        return await asyncio.to_thread(pull_model, entry.id, self._settings.home, progress=report)
+        kind = await asyncio.to_thread(quantization_for, self._settings.device)
+        return await asyncio.to_thread(pull_model, entry.id, self._settings.home, quantization=kind, progress=report)
 
     async def _drain(self, model: DeployedModel) -> None:
         try:

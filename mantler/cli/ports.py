@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 
 from mantler.cli.errors import CliError
 from mantler.config import join_address, split_address
+
+_LISTENING = range(20_000, 32_000)
+"""Below where Linux (32,768) and the others (49,152) begin with the ports of outgoing connections."""
+_TRIES = 30
 
 
 def claim(address: str, flag: str) -> str:
@@ -18,14 +23,23 @@ def claim(address: str, flag: str) -> str:
         )[0]
     except socket.gaierror as error:
         raise CliError(f"{flag}: {host} is not a known host", hint="give an address of this machine") from error
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(place)
-            probe.listen()
-        except OSError as error:
-            raise _refusal(error, address, flag) from error
-        return join_address(host, int(probe.getsockname()[1]))
+    for candidate in [port] if port else _unassigned():
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((place[0], candidate, *place[2:]))
+                probe.listen()
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and candidate != port:
+                    continue
+                raise _refusal(error, address, flag) from error
+            return join_address(host, int(probe.getsockname()[1]))
+    raise CliError(f"{flag}: no port is free", hint="end what listens on this machine")
+
+
+def _unassigned() -> list[int]:
+    """Some ports to try, and 0. Systems give others to outgoing connections, which could take them meanwhile."""
+    return [*random.sample(_LISTENING, _TRIES), 0]
 
 
 def reachable(address: str) -> str:

@@ -10,7 +10,7 @@ from mantler.cli.settings import read
 from mantler.cli.terminal import human_bytes, note
 from mantler.cli.values import OneOf
 from mantler.config import ClientSettings, RuntimeSettings
-from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, QUANTIZATIONS
+from runtime_server.models.quantizations import QUANTIZATIONS
 
 
 @click.command(cls=Command)
@@ -28,13 +28,12 @@ from runtime_server.models.quantizations import DEFAULT_QUANTIZATION, QUANTIZATI
     env="MANTLER_PULL_QUANTIZATION",
     help="For the processor: int8 keeps 4-bit weights as they are and rounds others to 8 bits; fp32 keeps all, four "
     "times as large. For a card: bf16, or int4 with 4 bits for each weight of the layers.",
-    shown_default=DEFAULT_QUANTIZATION,
+    shown_default="bf16 where CUDA works, else int8",
     type=OneOf(QUANTIZATIONS),
-    default=DEFAULT_QUANTIZATION,
 )
 @option("--force", env="MANTLER_PULL_FORCE", help="Fetch and convert it again if it is stored.", is_flag=True)
 @settings_options(ClientSettings, only=("home",))
-def pull(name: str, quantization: str, force: bool, as_name: str | None, flags: dict[str, object]) -> None:
+def pull(name: str, quantization: str | None, force: bool, as_name: str | None, flags: dict[str, object]) -> None:
     """Fetch a model and convert it.
 
     The ONNX model goes into the store of MANTLER_HOME, and its id to stdout. NAME is one that Mantler knows, a
@@ -48,6 +47,7 @@ def pull(name: str, quantization: str, force: bool, as_name: str | None, flags: 
     """
     settings = read(ClientSettings, flags)
     from mantler.cli.progress import LoadBars
+    from runtime_server.backends.choice import quantization_for
     from runtime_server.models.pull import pull as pull_model
 
     with LoadBars() as bars:
@@ -55,7 +55,7 @@ def pull(name: str, quantization: str, force: bool, as_name: str | None, flags: 
             name,
             settings.home,
             as_name=as_name,
-            quantization=quantization,
+            quantization=quantization or quantization_for("auto"),
             force=force,
             progress=bars.add(name).show,
             notice=note,
@@ -78,7 +78,10 @@ def ensure(settings: RuntimeSettings) -> None:
             stored = False
         if not stored:
             from mantler.cli.progress import LoadBars
+            from runtime_server.backends.choice import quantization_for
             from runtime_server.models.pull import pull as pull_model
 
+            kind = quantization_for(settings.device)
             with LoadBars() as bars:
-                pull_model(model_id, settings.home, progress=bars.add(model_id).show, notice=note)
+                progress = bars.add(model_id).show
+                pull_model(model_id, settings.home, quantization=kind, progress=progress, notice=note)

@@ -18,6 +18,7 @@ from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, KvPlanError
 from runtime_server.engine.scheduler import IDLE_CHUNKS
 from runtime_server.models.footprint import Footprint, footprint, usable_bytes
 from runtime_server.models.manifest import Manifest
+from runtime_server.models.quantizations import DEFAULT_CUDA_QUANTIZATION, DEFAULT_QUANTIZATION
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ def check_device(wish: str) -> None:
     """Raises ``DeviceError`` where CUDA is asked for and cannot be used, whatever the model."""
     if wish.startswith("cuda"):
         card_for(wish, cuda_state())
+
+
+def quantization_for(wish: str) -> str:
+    """What a model is stored as for the device that ``wish`` means here, where the user names no quantization."""
+    if wish == "cpu" or (wish == "auto" and cuda_state().missing):
+        return DEFAULT_QUANTIZATION
+    return DEFAULT_CUDA_QUANTIZATION
 
 
 def place(manifest: Manifest, settings: RuntimeSettings, *, reserved_bytes: int = 0) -> Placement:

@@ -8,3 +8,4 @@ CUDA = ("bf16", "int4")
 """What a card runs; see :mod:`runtime_server.models.cuda_operators`."""
 QUANTIZATIONS = (*CPU, *CUDA)
 DEFAULT_QUANTIZATION = "int8"
+DEFAULT_CUDA_QUANTIZATION = "bf16"

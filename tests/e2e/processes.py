@@ -7,13 +7,15 @@ import os
 import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from mantler.cli import ports
+from mantler.config import split_address
 
 KEY = "mk_live_endtoendtestsusethiskeyonly0"
 START_S = 60.0
@@ -22,10 +24,7 @@ STOP_S = 45.0
 
 def free_port() -> int:
     """A port that nobody listens on now. For processes that must find each other, which port 0 does not allow."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return split_address(ports.claim("127.0.0.1:0", "--http"))[1]
 
 
 class Process:

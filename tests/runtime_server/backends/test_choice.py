@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mantler.config import RuntimeSettings
-from runtime_server.backends.choice import load_backend, place
+from runtime_server.backends.choice import load_backend, place, quantization_for
 from runtime_server.backends.cpu import CpuBackend
 from runtime_server.backends.cuda_driver import Card
 from runtime_server.backends.devices import CudaState, DeviceError, Missing
@@ -118,3 +118,13 @@ def test_the_processor_is_refused_with_the_same_arithmetic(
 def test_a_model_for_the_processor_is_not_put_on_a_card(tmp_path: Path, manifest: Manifest) -> None:
     with pytest.raises(DeviceError, match="stored as int8"):
         place(manifest, settings(tmp_path, device="cuda"))
+
+
+@pytest.mark.usefixtures("cards")
+def test_what_is_pulled_fits_the_device() -> None:
+    assert [quantization_for(wish) for wish in ("cpu", "auto", "cuda", "cuda:1")] == ["int8", "bf16", "bf16", "bf16"]
+
+
+def test_without_a_card_models_are_pulled_for_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime_server.backends.choice.cuda_state", lambda: CudaState(missing=(Missing("a", "b"),)))
+    assert quantization_for("auto") == "int8"
