@@ -5,7 +5,9 @@ ARGS ?=
 RUNTIME ?= 127.0.0.1:50051
 MODEL ?= smollm2:135m
 
-VENV := .venv
+# gpu: an environment of its own, since the packages for cards and for processors write the same files.
+DEVICE := cpu
+VENV := .venv$(if $(filter-out cpu,$(DEVICE)),-$(DEVICE))
 BIN := $(VENV)/bin
 NATIVE := setup.py $(wildcard tools/*build*.py runtime_server/native/*.cpp runtime_server/native/*.h)
 GHZ := .cache/bin/ghz
@@ -20,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
 	@echo "make test    install what the tests need and run them; ARGS='-k keys' passes arguments to pytest"
-	@echo "make test-gpu  the tests that need a card; the environment needs onnxruntime-gpu, see docs/gpu.md"
+	@echo "make test-gpu  run the tests that need a card, with the packages for one in .venv-gpu; make up DEVICE=gpu uses them, too"
 	@echo "make check   all that CI checks: ruff, mypy, import-linter and the tests (protos and stubs among them)"
 	@echo "make proto   generate the stubs under mantler/v1 from proto/"
 	@echo "make docs    write the generated parts of README.md and docs/: help texts, settings, errors"
@@ -34,14 +36,14 @@ help: ## Show this list
 	@echo "make soak    a mixed load of 30 minutes on mantler up, then checks; ARGS='--minutes 1'"
 	@echo "make clean   remove .venv, caches and build leftovers; models and keys stay"
 
-up: $(VENV)/.installed-cpu
+up: $(VENV)/.installed-$(DEVICE)
 	@exec $(BIN)/mantler up $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(ARGS)
 
-test-gpu: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/gpu -s $(ARGS)
+test-gpu:
+	@$(MAKE) --no-print-directory test DEVICE=gpu ARGS='tests/gpu -s $(ARGS)'
 
 check: lint types layers test
 
@@ -69,29 +71,29 @@ docs: $(VENV)/.installed-dev
 
 ghz: $(GHZ)
 
-bench: $(VENV)/.installed-cpu $(VENV)/.installed-bench
+bench: $(VENV)/.installed-$(DEVICE) $(VENV)/.installed-bench
 	@exec $(BIN)/python -m bench.compare $(ARGS)
 
 bench-peers: $(VENV)/.created
 	@exec $(BIN)/python -m bench.get_peers $(ARGS)
 
-serving: $(VENV)/.installed-cpu
+serving: $(VENV)/.installed-$(DEVICE)
 	@exec $(BIN)/python -m bench.serving $(ARGS)
 
-relay: $(VENV)/.installed-cpu
+relay: $(VENV)/.installed-$(DEVICE)
 	@exec $(BIN)/python -m bench.relay $(ARGS)
 
-cancellation: $(VENV)/.installed-cpu
+cancellation: $(VENV)/.installed-$(DEVICE)
 	@exec $(BIN)/python -m bench.cancellation $(ARGS)
 
-soak: $(VENV)/.installed-cpu $(VENV)/.installed-bench
+soak: $(VENV)/.installed-$(DEVICE) $(VENV)/.installed-bench
 	@exec $(BIN)/python -m bench.soak $(ARGS)
 
 load: $(GHZ)
 	$(PYTHON) bench/ghz/run.py --ghz $(GHZ) --runtime $(RUNTIME) --model $(MODEL) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info runtime_server/native/libmantler_ops.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-gpu .cache build dist *.egg-info runtime_server/native/libmantler_ops.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written when the step before it has succeeded, so an interrupted installation is taken up again.
@@ -104,8 +106,8 @@ $(VENV)/.created:
 # Installing compiles the native operators, for which pip fetches a compiler if the machine has none.
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml $(NATIVE)
 	@echo "Installing packages and the tools for tests into $(VENV) (one to three minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
-	@touch $@ $(VENV)/.installed-cpu
+	@$(BIN)/python -m pip install --quiet --editable '.[$(DEVICE),dev]'
+	@touch $@ $(VENV)/.installed-$(DEVICE)
 
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml $(NATIVE)
 	@echo "Installing packages into $(VENV) (one to two minutes the first time)"
