@@ -12,8 +12,9 @@ from mantler.memory import available_bytes
 from runtime_server.backends.base import Backend
 from runtime_server.backends.cpu import CpuBackend
 from runtime_server.backends.cuda import CudaBackend
+from runtime_server.backends.cuda_runtime import CudaError
 from runtime_server.backends.cuda_state import cuda_state
-from runtime_server.backends.devices import CudaState, Device, card_for, choose
+from runtime_server.backends.devices import CudaState, Device, DeviceError, card_for, choose
 from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, KvPlanError, plan_kv
 from runtime_server.engine.scheduler import IDLE_CHUNKS
 from runtime_server.models.footprint import Footprint, footprint, usable_bytes
@@ -85,7 +86,8 @@ def stored_footprint(kind: str, manifest: Manifest, settings: RuntimeSettings) -
 def load_backend(placement: Placement, manifest: Manifest, folder: Path, settings: RuntimeSettings) -> Backend:
     """Loads the model where it was placed.
 
-    Raises: ``KvPlanError`` where the system does not give the memory, and what the backend raises.
+    Raises: ``KvPlanError`` where the memory is not given, ``DeviceError`` where the card does not work, and what the
+    backend raises.
     """
     card, blocks, batch = placement.device.card, placement.plan.blocks, settings.max_batch
     if card is not None:
@@ -101,6 +103,10 @@ def load_backend(placement: Placement, manifest: Manifest, folder: Path, setting
             )
         except MemoryError as error:
             raise _not_given("the card", error) from error
+        except CudaError as error:
+            raise DeviceError(
+                f"{card} does not work: {error}", "`nvidia-smi` and the system's log may say more"
+            ) from error
     try:
         return CpuBackend(folder, manifest.config, blocks=blocks, max_batch=batch, threads=settings.threads)
     except OSError as error:

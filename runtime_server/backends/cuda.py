@@ -7,6 +7,7 @@ drew is on the card.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ from runtime_server.models.graph import MODEL_FILE
 
 FetchLogits = Callable[[int, list[int]], Floats]
 """Of a launch, the logits of some rows."""
+_LIBRARY_FAILURE = re.compile(r"(?P<library>CU[A-Z]+) failure (?P<code>\d+): (?P<name>[^;]+?) *;")
+"""How ONNX Runtime says that a call of one of NVIDIA's libraries failed."""
 MakeCard = Callable[[Path, DecoderConfig, int, Sizes], Card]
 
 
@@ -154,8 +157,12 @@ def _made(make: MakeCard, folder: Path, config: DecoderConfig, device_id: int, s
 
 
 def _fault(folder: Path, error: Exception) -> Exception:
-    """What the user is told. ONNX Runtime has no type of its own for memory that it did not get."""
+    """What the user is told. ONNX Runtime has no types of its own for a card that is full or does not work."""
     full = isinstance(error, CudaError) and error.code == OUT_OF_MEMORY
     if full or "Failed to allocate memory" in str(error):
         return MemoryError(str(error))
-    return error if isinstance(error, CudaError) else unreadable(folder / MODEL_FILE, error)
+    if isinstance(error, CudaError):
+        return error
+    if found := _LIBRARY_FAILURE.search(str(error)):
+        return CudaError(found["library"], int(found["code"]), found["name"])
+    return unreadable(folder / MODEL_FILE, error)

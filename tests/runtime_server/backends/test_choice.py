@@ -12,6 +12,7 @@ from mantler.config import RuntimeSettings
 from runtime_server.backends.choice import load_backend, place, quantization_for
 from runtime_server.backends.cpu import CpuBackend
 from runtime_server.backends.cuda_driver import Card
+from runtime_server.backends.cuda_runtime import CudaError
 from runtime_server.backends.devices import CudaState, DeviceError, Missing
 from runtime_server.engine.kv_plan import KvPlanError
 from runtime_server.models.footprint import CUDA_WORKSPACE_BYTES, usable_bytes
@@ -79,15 +80,28 @@ def test_the_backend_of_a_card_gets_the_plan_for_its_memory(
 
 
 @pytest.mark.usefixtures("cards")
-def test_a_card_that_gives_less_than_it_said(
-    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fault", "kind", "says"),
+    [
+        (MemoryError("cudaMalloc failed"), KvPlanError, "the card does not give that much memory"),
+        (CudaError("cudaSetDevice", 46, "cudaErrorDevicesUnavailable"), DeviceError, "does not work: cudaSetDevice"),
+    ],
+    ids=["full", "broken"],
+)
+def test_a_card_that_is_not_what_it_said(
+    fault: Exception,
+    kind: type[Exception],
+    says: str,
+    tmp_path: Path,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*arguments: object, **named: object) -> None:
-        raise MemoryError("cudaMalloc failed")
+    def fail(*arguments: object, **named: object) -> None:
+        raise fault
 
-    monkeypatch.setattr("runtime_server.backends.choice.CudaBackend", full)
+    monkeypatch.setattr("runtime_server.backends.choice.CudaBackend", fail)
     stored, wishes = replace(manifest, quantization="bf16"), settings(tmp_path, device="cuda:1")
-    with pytest.raises(KvPlanError, match="the card does not give that much memory"):
+    with pytest.raises(kind, match=says):
         load_backend(place(stored, wishes), stored, tmp_path, wishes)
 
 

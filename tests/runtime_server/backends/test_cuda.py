@@ -11,9 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from runtime_server.backends.base import Chunk
 from runtime_server.backends.cuda import CudaBackend
+from runtime_server.backends.cuda_runtime import CudaError
 from runtime_server.models import cuda_operators, graph, rope
 from runtime_server.models.cuda_operators import four_bits
 from runtime_server.models.decoder import DecoderConfig, Weights
@@ -245,6 +247,27 @@ def test_a_damaged_model_is_refused_at_load(tmp_path: Path) -> None:
         CudaBackend(
             tmp_path, config, device_id=0, blocks=2, longest=512, max_batch=1, step_tokens=8, make_card=NumpyCard
         )
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "told"),
+    [
+        ("[FAIL] CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED ; GPU=0 ; hostname=x ;", CudaError, "CUDNN failed"),
+        (
+            "[RUNTIME_EXCEPTION] BFCArena: Failed to allocate memory for requested buffer of size 9",
+            MemoryError,
+            "size 9",
+        ),
+        ("[INVALID_GRAPH] no such operator", PullError, "cannot be read"),
+    ],
+)
+def test_what_onnx_runtime_says_of_a_fault(said: str, kind: type[Exception], told: str, tmp_path: Path) -> None:
+    def fail(*arguments: object) -> NumpyCard:
+        raise state.Fail(said)
+
+    sizes = {"device_id": 0, "blocks": 2, "longest": 512, "max_batch": 1, "step_tokens": 8}
+    with pytest.raises(kind, match=told):
+        CudaBackend(tmp_path, shape(), make_card=fail, **sizes)  # type: ignore[arg-type]
 
 
 def test_a_fault_of_the_card_reaches_whoever_waits(tmp_path: Path) -> None:
