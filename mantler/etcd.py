@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from mantler.config import MeshSettings
-from mantler.etcd_gateway import EtcdError, Gateway, Message
+from mantler.etcd_gateway import EtcdError, EtcdTooLongError, Gateway, Message
 
 QUIET_S = 3.0
 """A watch that has said nothing for so long is begun again where it stopped: its connection may be dead, which looks
 like there being no news."""
 PAGE_KEYS = 200
-"""Read at once."""
+"""Read at once; fewer where they are long."""
 
 
 class CompactedError(EtcdError):
@@ -107,7 +107,14 @@ class Etcd:
         wanted = {"key": _coded(prefix), "range_end": _after(prefix), "limit": str(PAGE_KEYS)}
         found: list[KeyValue] = []
         while True:
-            answer = await self._gateway.ask("kv/range", wanted)
+            try:
+                answer = await self._gateway.ask("kv/range", wanted)
+            except EtcdTooLongError:
+                # etcd takes values of 1.5 MB, so that some few keys always fit.
+                if wanted["limit"] == "1":
+                    raise
+                wanted["limit"] = str(int(wanted["limit"]) // 2)
+                continue
             with _reading():
                 page = answer.get("kvs", [])
                 found += map(_key_value, page)

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 
 TIMEOUT_S = 1.0
 """For each endpoint. Two of them fit into the shortest lease, so that one which hangs ends none."""
@@ -26,6 +27,10 @@ Message = dict[str, Any]
 
 class EtcdError(Exception):
     """No endpoint answered, or etcd refused. The text is for the log."""
+
+
+class EtcdTooLongError(EtcdError):
+    """The answer is longer than this process takes: ask for less."""
 
 
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError, EtcdError)
@@ -54,7 +59,10 @@ class Gateway:
         await self._http.close()
 
     async def ask(self, path: str, body: Message) -> Message:
-        """The answer of the first endpoint that gives one. Raises :class:`EtcdError` where none does."""
+        """The answer of the first endpoint that gives one. Raises :class:`EtcdError` where none does.
+
+        That is an :class:`EtcdTooLongError` where it is longer than :data:`MAX_LINE_BYTES`, or twice that.
+        """
         failures = []
         for endpoint in tuple(self._endpoints):
             try:
@@ -63,6 +71,8 @@ class Gateway:
                     with contextlib.closing(response):
                         # A stream's only message is a line of its own.
                         return _message(await response.content.readline())
+            except LineTooLong as error:
+                raise EtcdTooLongError(f"{endpoint}: the answer to {path} is too long") from error
             except _FAILURES as error:
                 failures.append(self._failed(endpoint, error))
         raise EtcdError("; ".join(failures))
@@ -81,7 +91,7 @@ class Gateway:
                 except TimeoutError:
                     self._quiet = endpoint
                     return
-                except _FAILURES as error:
+                except (*_FAILURES, LineTooLong) as error:
                     raise EtcdError(self._failed(endpoint, error)) from error
                 yield message
 

@@ -34,7 +34,6 @@ _FALLBACK: dict[grpc.StatusCode, tuple[ErrorCode, str]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (ErrorCode.INVALID_REQUEST, "The runtime refused the request as invalid."),
     grpc.StatusCode.UNAUTHENTICATED: (ErrorCode.RUNTIME_UNAVAILABLE, "The runtime did not accept this caller."),
     grpc.StatusCode.NOT_FOUND: (ErrorCode.MODEL_NOT_FOUND, "The runtime does not know the model."),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (ErrorCode.QUEUE_FULL, "The runtime is out of capacity."),
     grpc.StatusCode.CANCELLED: (ErrorCode.CANCELLED, "The request was cancelled."),
     grpc.StatusCode.UNAVAILABLE: (ErrorCode.MACHINE_OFFLINE, "The machine is offline or its runtime is not running."),
     grpc.StatusCode.DEADLINE_EXCEEDED: (ErrorCode.DEADLINE_EXCEEDED, "The request passed its deadline."),

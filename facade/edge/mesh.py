@@ -47,11 +47,11 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
     ) -> None:
         """See the proto."""
         async with border(context, "Join"):
-            await self._authenticate(context)
+            holder = await self._authenticate(context)
             first = await _next(requests, asyncio.Event())
             if first is None or not first.HasField("machine"):
                 raise invalid("machine", "must be the first message.")
-            await self._seated(wire.machine_from_proto(first.machine), requests, context)
+            await self._seated(wire.machine_from_proto(first.machine), holder, requests, context)
 
     async def Tunnel(  # type: ignore[override]  # noqa: N802
         self, requests: AsyncIterator[mesh_pb2.TunnelRequest], context: Context
@@ -72,7 +72,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
 
             await self._tunnels.carry(first.tunnel_id, incoming(), send)
 
-    async def _seated(self, machine: MachineInfo, requests: Requests, context: Context) -> None:
+    async def _seated(self, machine: MachineInfo, holder: str, requests: Requests, context: Context) -> None:
         """The machine is in the mesh for as long as it speaks."""
 
         async def ask(tunnel_id: str) -> None:
@@ -86,7 +86,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
             address = await self._tunnels.open(MachineId(machine.id), ask)
         farewell = False
         try:
-            seat = self._registry.join(machine, address)
+            seat = self._registry.join(machine, address, holder)
             try:
                 await context.write(mesh_pb2.JoinResponse(welcome=_welcome("" if tunnel else address)))
                 farewell = await self._keep(machine, seat, requests, context)
@@ -108,18 +108,23 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
                 seat.left()
                 return True
             if time.monotonic() > checked_s + RECHECK_S:
-                await self._check_again(context)
+                await self._check_again(seat, context)
                 checked_s = time.monotonic()
-        if seat.over.is_set() and not self._registry.closed:
-            raise machine_exists(machine.id)
+        if seat.over.is_set():
+            if not self._registry.closed:
+                raise machine_exists(machine.id)
+            return False
+        await self._check_again(seat, context)
         return False
 
-    async def _check_again(self, context: Context) -> None:
+    async def _check_again(self, seat: Seat, context: Context) -> None:
+        """Sends a machine away whose token was revoked. At once: what comes of its streams would keep it online."""
         try:
             await self._authenticate(context)
         except MantlerError as error:
             # Machines go on serving while the database is away.
             if error.code is not ErrorCode.STORE_UNAVAILABLE:
+                seat.left()
                 raise
 
     async def _dialable(self, address: str, peer: str) -> str:
@@ -136,8 +141,8 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
         writer.close()
         return join_address(host, port)
 
-    async def _authenticate(self, context: Context) -> None:
-        """Raises INVALID_TOKEN, or STORE_UNAVAILABLE where the token cannot be checked."""
+    async def _authenticate(self, context: Context) -> str:
+        """The id of the caller's token. Raises INVALID_TOKEN, or STORE_UNAVAILABLE where it cannot be checked."""
         values = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
         scheme, _, token = str(values[0] if values else "").partition(" ")
         record = await self._tokens.find(token.strip()) if scheme.lower() == "bearer" else None
@@ -147,6 +152,7 @@ class MeshServicer(mesh_pb2_grpc.MeshServiceServicer):
                 "The machine token is not valid. `mantler tokens create` on the facade makes one, and "
                 "MANTLER_MACHINE_TOKEN is where the runtime finds it.",
             )
+        return record.id
 
 
 async def _next(requests: Requests, unless: asyncio.Event) -> mesh_pb2.JoinRequest | None:

@@ -23,6 +23,8 @@ CHUNK_BYTES = 64 * 1024
 OPEN_S = 5.0
 """How long a machine may take to open a tunnel."""
 MAX_DOORS = 1000
+KEPT_S = 60.0
+"""How long the door of a machine that is lost stays, for it may come again."""
 
 Ask = Callable[[str], Awaitable[None]]
 """Asks a machine to open the tunnel of this name."""
@@ -48,6 +50,8 @@ class Tunnels:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for door in self._doors.values():
+            if door.closing is not None:
+                door.closing.cancel()
             door.server.close()
         self._folder.cleanup()
 
@@ -69,6 +73,8 @@ class Tunnels:
             door = self._doors[machine_id] = _Door(f"unix:{path}", ask)
             door.server = await asyncio.start_unix_server(lambda *ends: self._enter(door, *ends), path)
         door.ask = ask
+        if door.closing is not None:
+            door.closing.cancel()
         return door.address
 
     def lose(self, machine_id: MachineId, ask: Ask, *, for_good: bool) -> None:
@@ -76,9 +82,10 @@ class Tunnels:
         door = self._doors.get(machine_id)
         if door is not None and door.ask is ask:
             door.ask = None
-            if for_good:
-                door.server.close()
-                del self._doors[machine_id]
+            door.closing = asyncio.get_running_loop().call_later(0 if for_good else KEPT_S, self._close, machine_id)
+
+    def _close(self, machine_id: MachineId) -> None:
+        self._doors.pop(machine_id).server.close()
 
     async def carry(
         self, tunnel_id: str, incoming: AsyncIterator[bytes], send: Callable[[bytes], Awaitable[None]]
@@ -126,6 +133,8 @@ class _Door:
     address: str
     ask: Ask | None
     server: asyncio.Server = field(init=False)
+    closing: asyncio.TimerHandle | None = None
+    """Where the machine is lost."""
 
 
 @dataclass(slots=True)

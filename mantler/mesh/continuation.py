@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 
-from mantler.errors import ErrorCode, MantlerError
+from mantler.errors import ErrorCode, MantlerError, internal
 from mantler.messages import Delta, Event, Finished, GenerateRequest, ResumePoint, Started, ToolCallDelta
+
+_log = logging.getLogger("mantler.mesh")
 
 
 @dataclass(slots=True)
@@ -51,13 +54,18 @@ class _Choice:
         # The beginning of a call is known with the call.
         return ToolCallDelta(part.index, arguments) if arguments else None
 
-    def count(self, delta: Delta) -> None:
+    def count(self, delta: Delta, max_tokens: int | None) -> None:
+        """Raises INTERNAL_ERROR for what no machine may say."""
         self.token_ids.extend(delta.token_ids)
+        if max_tokens is not None and len(self.token_ids) > max_tokens:
+            raise _nonsense(f"{len(self.token_ids)} tokens where {max_tokens} were asked for at most")
         self.text += len(delta.text)
         self.reasoning += len(delta.reasoning)
         for part in delta.tool_calls:
             if part.id is not None:
                 self.arguments.append(0)
+            if not 0 <= part.index < len(self.arguments):
+                raise _nonsense(f"tool call {part.index}, which has not begun")
             self.arguments[part.index] += len(part.arguments)
 
 
@@ -117,25 +125,38 @@ class Continuation:
             )
 
     def take(self, event: Event) -> Event | None:
-        """An event of the machine as the client gets it; ``None`` where it has all of it."""
+        """An event of the machine as the client gets it; ``None`` where it has all of it.
+
+        Raises INTERNAL_ERROR where it does not fit the request. The machine is at fault then.
+        """
+        if event.index >= len(self._choices):
+            raise _nonsense(f"choice {event.index} of {len(self._choices)}")
         choice, body = self._choices[event.index], event.body
         if isinstance(body, Delta):
             if self._resumed:
                 body = choice.news(body)
                 if body == _NOTHING:
                     return None
-            choice.count(body)
+            choice.count(body, self._request.stop.max_tokens)
         elif isinstance(body, Started):
             if choice.started:
                 return None
             choice.started = True
             self.fingerprint = body.fingerprint
         elif isinstance(body, Finished):
+            most = self._request.stop.max_tokens
+            if most is not None and body.usage.completion_tokens > most:
+                raise _nonsense(f"a usage of {body.usage.completion_tokens} tokens where {most} were asked for at most")
             choice.finished = True
         seq = self._seq
         self._seq += 1
         # Until a machine is lost, nothing changes on the way.
         return event if seq == event.seq and body is event.body else Event(seq, event.index, body)
+
+
+def _nonsense(what: str) -> MantlerError:
+    _log.error("a generation stream speaks of %s", what)
+    return internal()
 
 
 _NOTHING = Delta("")

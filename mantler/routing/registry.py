@@ -24,10 +24,12 @@ class Seat:
     Attributes:
         over: set once a later life of the machine, or the same one over a new connection, has the place, or when the
             registry closes.
+        holder: whose token it came with.
     """
 
-    def __init__(self, machine: MachineInfo, address: str, view: View) -> None:
+    def __init__(self, machine: MachineInfo, address: str, holder: str, view: View) -> None:
         self.over = asyncio.Event()
+        self.holder = holder
         self._machine = machine
         self._address = address
         self._view = view
@@ -79,18 +81,24 @@ class Registry:
         self._seats: dict[str, Seat] = {}
         self._gathered = asyncio.Event()
 
-    def join(self, machine: MachineInfo, address: str) -> Seat:
-        """A seat for ``machine``, which is reached at ``address``.
+    def join(self, machine: MachineInfo, address: str, holder: str) -> Seat:
+        """A seat for ``machine``, which is reached at ``address`` and came with the token of ``holder``.
 
         Raises ``MantlerError`` MACHINE_EXISTS where a later life of the machine sits there, which is another runtime of
-        the same name, and RUNTIME_UNAVAILABLE where there are too many machines or the registry is closed.
+        the same name, or a machine with another token, and RUNTIME_UNAVAILABLE where the registry is closed.
         """
         if self.closed:
             raise MantlerError(ErrorCode.RUNTIME_UNAVAILABLE, "The facade is shutting down.", retry_after_s=1.0)
         before = self._seats.get(machine.id)
+        if before is not None and before.holder != holder:
+            raise MantlerError(
+                ErrorCode.MACHINE_EXISTS,
+                f"machine.id: a runtime with another token is online as {machine.id!r}; give this one another id.",
+                param="machine.id",
+            )
         if before is not None and before.epoch > machine.epoch:
             raise machine_exists(machine.id)
-        seat = self._seats[machine.id] = Seat(machine, address, self._view)
+        seat = self._seats[machine.id] = Seat(machine, address, holder, self._view)
         if before is not None:
             before.over.set()
         self._gathered.set()

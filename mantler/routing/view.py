@@ -37,7 +37,7 @@ class _Life:
     number: int
     """What the directory knows it as."""
     departures: int = 0
-    """How often it left. What is heard of it afterwards counts as later, though it is the same life."""
+    """How often it left or moved. What is heard of it afterwards counts as later, though it is the same life."""
 
 
 class View:
@@ -98,6 +98,10 @@ class View:
             life = _Life(machine.epoch, next(self._numbers))
         elif machine.epoch < life.epoch:
             return
+        if machine_id in self._addresses and self._addresses[machine_id] != address:
+            # Nothing of what it says of itself has changed, but where it is has.
+            life.departures += 1
+            self._addresses[machine_id] = address
         at = Machine(machine_id, address, tuple(_mantles(machine.models)), draining=machine.draining)
         known = self._infos.get(machine_id)
         if known is None or known.epoch != machine.epoch or machine.revision > known.revision:

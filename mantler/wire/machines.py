@@ -11,6 +11,9 @@ from mantler.v1 import admin_pb2, machine_pb2
 from mantler.wire.models import model_from_proto, model_to_proto
 
 MAX_MACHINE_MODELS = 1000
+MAX_MODEL_ID_CHARS = 300
+MAX_UNIX_S = 253_402_300_799
+"""The last second of the year 9999, which is as far as ``google.protobuf.Timestamp`` goes."""
 
 
 def machine_to_proto(machine: m.MachineInfo) -> machine_pb2.Machine:
@@ -34,6 +37,11 @@ def machine_from_proto(message: machine_pb2.Machine) -> m.MachineInfo:
         raise invalid("machine.epoch", "must be the time at which the runtime started, in nanoseconds.")
     if len(message.models) > MAX_MACHINE_MODELS:
         raise invalid("machine.models", f"must be at most {MAX_MACHINE_MODELS}.")
+    for model in message.models:
+        if not (0 < len(model.id) <= MAX_MODEL_ID_CHARS and model.id.isprintable()):
+            raise invalid("machine.models.id", f"must be 1 to {MAX_MODEL_ID_CHARS} printable characters.")
+        if not 0 <= model.create_time.seconds <= MAX_UNIX_S:
+            raise invalid("machine.models.create_time", "must be between the years 1970 and 9999.")
     if len({model.id for model in message.models}) != len(message.models):
         raise invalid("machine.models", "must have each id once.")
     try:

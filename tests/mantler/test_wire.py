@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -112,7 +113,9 @@ models = st.builds(
 
 loads = st.builds(ModelLoad, texts, running=uint32, queued=uint32, running_tokens=st.integers(0, 2**63))
 machine_ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=9)
-slotted = models.filter(lambda model: model.deployment is None or model.deployment.slots > 0)
+slotted = st.builds(lambda model, name: replace(model, id=name), models, ids).filter(
+    lambda model: model.deployment is None or model.deployment.slots > 0
+)
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -13,17 +14,19 @@ from typing import cast
 import aiohttp
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from facade.app import running
 from facade.edge import mesh as mesh_service
+from facade.edge import tunnels
 from mantler.mesh.directory import Directory
-from mantler.mesh.machine import LoadReport
+from mantler.mesh.machine import LoadReport, MachineId
 from mantler.messages import MachineInfo
 from mantler.routing import registry
 from mantler.routing.view import View
 from mantler.security.transport import Security
 from mantler.tenancy.tokens import TokenStore
-from mantler.v1 import machine_pb2, mesh_pb2, mesh_pb2_grpc
+from mantler.v1 import machine_pb2, mesh_pb2, mesh_pb2_grpc, model_pb2
 from runtime_server.machine import ThisMachine
 from runtime_server.mesh import join
 from runtime_server.mesh.join import Joining
@@ -196,15 +199,85 @@ async def test_a_revoked_token_ends_the_stay(facade: Facade, runtime: FakeRuntim
     await facade.until(503)
 
 
+async def test_a_revoked_token_ends_the_stay_of_a_machine_whose_streams_run(
+    facade: Facade, runtime: FakeRuntime
+) -> None:
+    token, record = await facade.tokens.create("gpu1")
+    await facade.joining(runtime, token=token)
+    await facade.until_machines(1)
+    told = asyncio.Event()
+
+    async def without_end() -> None:
+        """What keeps coming of a stream is as good as a word of its machine."""
+        while not told.is_set():
+            for machine in facade.view.machines():
+                now_s = time.monotonic()
+                facade.view.heard(MachineId(machine.info.id), now_s=now_s, lease_until_s=now_s + 1)
+            await asyncio.sleep(0.01)
+
+    streaming = asyncio.create_task(without_end())
+    await facade.tokens.revoke(record.id)
+    await facade.until_machines(0)
+    told.set()
+    await streaming
+
+
+async def test_a_machine_keeps_its_name_from_those_with_other_tokens(
+    facade: Facade, runtime: FakeRuntime, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeRuntime() as thief:
+        runtime.name = thief.name = "gpu1"
+        thief.epoch = 2**64 - 1
+        joining = await facade.joining(runtime)
+        await facade.until(200)
+        await facade.joining(thief)
+        await logged(caplog, "a runtime with another token is online as 'gpu1'")
+        assert await asyncio.gather(*(facade.ask() for _ in range(5))) == [200] * 5
+        assert thief.requests == []
+        # Once the name is nobody's, anybody may have it.
+        await joining.leave()
+        await facade.until(200)
+        assert thief.requests
+
+
+async def test_a_machine_that_comes_back_elsewhere_is_dialled_there(facade: Facade, runtime: FakeRuntime) -> None:
+    """The same life, which says the same of itself: a laptop in another network."""
+    token, _ = await facade.tokens.create("laptop")
+    async with FakeRuntime() as moved:
+        moved.name, moved.epoch = runtime.name, runtime.epoch
+        joining = await facade.joining(runtime, token=token)
+        await facade.until(200)
+        await joining.close()
+        await runtime.kill()
+        await facade.joining(moved, token=token)
+        await facade.until(200)
+        assert moved.requests
+
+
+async def test_doors_of_machines_that_are_gone_are_closed(
+    facade: Facade, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnels, "KEPT_S", 0.05)
+    monkeypatch.setattr(tunnels, "MAX_DOORS", 2)
+    for number in range(6):
+        runtime.name = f"container-{number}"
+        joining = await facade.joining(runtime, reach="tunnel")
+        await facade.until(200)
+        # Without a farewell, as when it is killed.
+        await joining.close()
+        await facade.until_machines(0)
+
+
 async def test_the_later_of_two_with_one_name_stays(
     facade: Facade, runtime: FakeRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
+    token, _ = await facade.tokens.create("gpu1")
     async with FakeRuntime() as later:
         runtime.name = later.name = "gpu1"
-        await facade.joining(runtime)
+        await facade.joining(runtime, token=token)
         await facade.until(200)
         later.epoch = runtime.epoch + 1
-        await facade.joining(later)
+        await facade.joining(later, token=token)
         await logged(caplog, "another runtime that started later has joined as 'gpu1'")
         runtime.requests.clear()
         await facade.until(200)
@@ -228,6 +301,10 @@ async def test_a_machine_that_cannot_be_dialled_uses_a_tunnel(facade: Facade, ru
     await facade.until(200)
 
 
+def _made_at(seconds: int) -> model_pb2.Model:
+    return model_pb2.Model(id="a", create_time=Timestamp(seconds=seconds))
+
+
 @pytest.mark.parametrize(
     ("first", "status", "words"),
     [
@@ -236,6 +313,18 @@ async def test_a_machine_that_cannot_be_dialled_uses_a_tunnel(facade: Facade, ru
             mesh_pb2.JoinRequest(machine=machine_pb2.Machine(id="", epoch=1)),
             grpc.StatusCode.INVALID_ARGUMENT,
             "machine.id: must be 1 to 128 printable characters.",
+        ),
+        (
+            mesh_pb2.JoinRequest(
+                machine=machine_pb2.Machine(id="a", epoch=1, models=[model_pb2.Model(id="a\x1b[31m")])
+            ),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "machine.models.id: must be 1 to 300 printable characters.",
+        ),
+        (
+            mesh_pb2.JoinRequest(machine=machine_pb2.Machine(id="a", epoch=1, models=[_made_at(2**62)])),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "machine.models.create_time: must be between the years 1970 and 9999.",
         ),
         (
             mesh_pb2.JoinRequest(machine=machine_pb2.Machine(id="a", epoch=1, address="nowhere")),
@@ -248,7 +337,7 @@ async def test_a_machine_that_cannot_be_dialled_uses_a_tunnel(facade: Facade, ru
             "machine.address: cannot be reached from the facade, and the machine opens no tunnels.",
         ),
     ],
-    ids=["nothing", "no name", "no address", "nobody there"],
+    ids=["nothing", "no name", "no text", "no time", "no address", "nobody there"],
 )
 async def test_bad_machines_are_refused_in_words(
     facade: Facade, first: mesh_pb2.JoinRequest, status: grpc.StatusCode, words: str

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mantler.errors import ErrorCode, MantlerError
 from mantler.mesh.continuation import Continuation
 from mantler.messages import (
     Delta,
@@ -16,11 +18,38 @@ from mantler.messages import (
     GenerateRequest,
     SamplingParams,
     Started,
+    StopParams,
     TextPrompt,
     ToolCallDelta,
     Usage,
     join_calls,
 )
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([(2, Delta("a", (1,)))], "choice 2 of 2"),
+        ([(0, Delta("a", (1, 2, 3))), (0, Delta("b", (4,)))], "4 tokens where 3 were asked for at most"),
+        ([(1, Delta("", (), tool_calls=(ToolCallDelta(0, "{"),)))], "tool call 0, which has not begun"),
+        ([(0, Finished(FinishReason.LENGTH, Usage(9, 4)))], "a usage of 4 tokens where 3"),
+    ],
+)
+def test_what_does_not_fit_the_request_is_a_fault_of_the_machine(
+    events: list[tuple[int, Delta | Finished]], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = GenerateRequest("r", "m", TextPrompt("p"), n=2, stop=StopParams(max_tokens=3))
+    continuation = Continuation(request)
+
+    def said() -> None:
+        for seq, (index, body) in enumerate(events):
+            continuation.take(Event(seq, index, body))
+
+    with pytest.raises(MantlerError) as caught:
+        said()
+    assert caught.value.code is ErrorCode.INTERNAL_ERROR
+    assert words in caplog.text
+
 
 TEXT = "Well, é 漢字! "
 REASONING = "Hm. "

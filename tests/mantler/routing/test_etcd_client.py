@@ -40,6 +40,16 @@ async def test_everything_is_read_page_by_page(server: EtcdServer, monkeypatch: 
         assert [page.get("revision") for page in asked] == [None, str(revision), str(revision)]
 
 
+async def test_pages_get_shorter_where_keys_are_long(server: EtcdServer) -> None:
+    async with Etcd([server.url]) as etcd:
+        # More than a line may have.
+        values = [bytes([number]) * 700_000 for number in range(30)]
+        for number, value in enumerate(values):
+            await put(etcd, f"/long/{number:02}", value)
+        _, found = await etcd.range("/long/")
+        assert [each.value for each in found] == values
+
+
 async def test_a_key_that_is_no_text_is_read(server: EtcdServer) -> None:
     async with Etcd([server.url]) as etcd:
         await etcd._gateway.ask("kv/put", {"key": "L2H/", "value": "MQ=="})

@@ -59,6 +59,12 @@ def test_the_earlier_one_counts_once_the_later_is_gone(view: View, way: str) -> 
     assert address(view) == "later:1", "it is back"
 
 
+def test_a_machine_is_where_it_was_last_reached(view: View) -> None:
+    for place in ("here:1", "there:1", "here:1"):
+        view.registered(EARLIER, place, now_s=0, lease_until_s=2)
+        assert address(view) == place
+
+
 def test_what_another_life_says_changes_nothing(view: View) -> None:
     view.registered(EARLIER, EARLIER.address, now_s=0, lease_until_s=2)
     view.registered(LATER, LATER.address, now_s=0, lease_until_s=2)
@@ -83,9 +89,9 @@ def test_a_life_that_left_comes_again(view: View) -> None:
 
 async def test_a_seat_counts_again_when_the_later_one_fell_silent(view: View) -> None:
     registry = Registry(view, gather_s=0)
-    later = registry.join(LATER, LATER.address)
+    later = registry.join(LATER, LATER.address, "a token")
     registry.leave(LATER.id, later)
-    earlier = registry.join(EARLIER, EARLIER.address)
+    earlier = registry.join(EARLIER, EARLIER.address, "a token")
     assert address(view) == "later:1", "it may come again before its lease ends"
     view.directory.expire(float("inf"))
     earlier.reported(LoadReport(NAME, 1, 1, ()))
