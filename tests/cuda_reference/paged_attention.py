@@ -92,7 +92,7 @@ def paged_attention(
         rows = layout.rows(sequence)
         if rows.start < rows.stop:
             output[rows] = _attended(heads.queries[rows], layout, sequence, (key_cache, value_cache), scores)
-    return output.reshape(len(query), -1).astype(kind), key_cache, value_cache
+    return output.reshape(len(query), num_heads * head_size).astype(kind), key_cache, value_cache
 
 
 def _check_caches(key_cache: Array, value_cache: Array, kv_heads: int) -> None:

@@ -43,7 +43,7 @@ class Heads:
         for name, part, width in zip(("query", "key", "value"), (query, key, value), widths, strict=True):
             if part.shape != (len(query), width):
                 raise ValueError(f"{name} of the shape {part.shape}, which should be {(len(query), width)}")
-            parts.append(part.reshape(len(query), -1, head_size))
+            parts.append(part.reshape(len(query), width // head_size, head_size))
         return cls(*parts)
 
     def normed(self, query_gain: Array | None, key_gain: Array | None, epsilon: float) -> Heads:
