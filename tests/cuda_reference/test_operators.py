@@ -30,7 +30,9 @@ def whole(*values: int) -> Array:
     return np.array(values, np.int64)
 
 
-def compare(op: str, arrays: list[Array | None], kinds: list[int], domain: str = "", **attributes: Any) -> None:
+def compare(
+    op: str, arrays: list[Array | None], kinds: list[int], domain: str = "", atol: float = 2e-6, **attributes: Any
+) -> None:
     """What both make of one node; a kind of 0 is an output that is absent."""
     feeds: Feeds = {f"input{place}": array for place, array in enumerate(arrays)}
     outputs = [output(f"output{place}" if kind else "", kind or FLOAT) for place, kind in enumerate(kinds)]
@@ -44,7 +46,7 @@ def compare(op: str, arrays: list[Array | None], kinds: list[int], domain: str =
     for ours, wanted in zip(actual, expected, strict=True):
         assert ours.dtype == wanted.dtype
         assert ours.shape == wanted.shape
-        np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=atol)
 
 
 ROWS, LONG, TIED = floats(3, 5), floats(2, 3, 4), np.array([[1, 3, 3, 0, 3], [2, 2, 2, 2, 2]], np.float32)
@@ -153,7 +155,8 @@ def test_four_bit_products_are_as_on_the_processor(
     bias = random.random(outputs, np.float32) if biased else None
     arrays = [random.random((2, 3, inner), np.float32), packed, scales, zero_points, None, bias]
     sizes = {"N": outputs, "K": inner, "bits": 4, "block_size": block_size}
-    compare("MatMulNBits", arrays, [FLOAT], CONTRIB, **sizes)
+    # Hundreds of products up to 2 may cancel each other out.
+    compare("MatMulNBits", arrays, [FLOAT], CONTRIB, atol=1e-4, **sizes)
 
 
 @pytest.mark.parametrize("kind", [np.float16, bfloat16])
