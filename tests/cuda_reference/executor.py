@@ -46,7 +46,8 @@ class NumpySession:
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         for weight in self._weights.values():
             weight.flags.writeable = False
-        self._nodes = [Node.of(node, OPERATORS) for node in graph.node]
+        self.nodes = [Node.of(node, OPERATORS) for node in graph.node]
+        """In the order in which they run."""
 
     def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
         """The outputs of these names, of values inside the graph too, or all outputs of the graph.
@@ -61,7 +62,7 @@ class NumpySession:
         for name, value in feeds.items():
             _check(self.inputs[name], value)
         values = {**self._weights, **feeds}
-        for node in self._nodes:
+        for node in self.nodes:
             values |= node.run(values)
         for name, declared in self.outputs.items():
             if name not in values:

@@ -117,7 +117,7 @@ def test_only_the_slots_of_new_tokens_are_written() -> None:
 
 
 def test_blocks_that_no_query_sees_are_not_looked_at() -> None:
-    sequences = Sequences(Shape(window=BLOCK), (3 * BLOCK + 1,))
+    sequences = Sequences(Shape(window=BLOCK + 1), (3 * BLOCK + 1,))  # from the first of the third block
     sequences.step((3 * BLOCK,))
     sequences.table[0, :2] = [-1, 10_000]
     (found,) = sequences.step((1,))
