@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
+from tests.cuda_reference.paged_heads import Heads
 from tests.cuda_reference.sequences import BLOCK, Sequences, Shape
 from tests.cuda_reference.tensors import Array
 
@@ -217,6 +218,10 @@ REFUSED: dict[str, tuple[dict[str, Array | None], str]] = {
     "other batch": ({"starts": integers(0, 1, 2)}, "cumulative_sequence_length"),
     "other table": ({"table": integers([0], [1])}, "block_table of the shape"),
     "wrong width": ({"qkv": np.zeros((2, 40), np.float32)}, "should be 48 wide"),
+    "wrong key": (
+        {name: np.zeros((2, width), np.float32) for name, width in (("qkv", 16), ("key", 8), ("value", 16))},
+        r"key of the shape \(2, 8\), which should be \(2, 16\)",
+    ),
     "key without value": ({"key": np.zeros((2, 16), np.float32)}, "one of key and value"),
     "one norm": ({"q_norm": np.ones(8, np.float32)}, "one of q_norm_weight"),
     "gain of another size": ({"q_norm": np.ones(4, np.float32), "k_norm": np.ones(4, np.float32)}, "a gain"),
@@ -248,6 +253,11 @@ def test_whole_numbers_are_int32(name: str) -> None:
 def test_windows_that_are_none(window: int) -> None:
     with pytest.raises(ValueError, match=f"local_window_size {window}"):
         Sequences(Shape(window=window), (2,)).step((2,))
+
+
+def test_queries_that_cannot_share_keys_evenly() -> None:
+    with pytest.raises(ValueError, match="num_heads 3, which should be a multiple of kv_num_heads 2"):
+        Heads.of(CACHE[0], None, None, 3, 2, 8)
 
 
 def test_caches_of_another_type() -> None:
