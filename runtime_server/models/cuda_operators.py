@@ -142,7 +142,8 @@ class CudaOperators:
         found = [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in shapes.items()]
         cache: list[str | int | None] = ["blocks", block_tokens(config.head_dim), config.kv_heads, config.head_dim]
         caches = [f"{kind}_cache.{layer}" for layer in range(config.layers) for kind in ("key", "value")]
-        return [*found, *(helper.make_tensor_value_info(name, TensorProto.BFLOAT16, cache) for name in caches)]
+        kind = helper.np_dtype_to_tensor_dtype(BF16)
+        return [*found, *(helper.make_tensor_value_info(name, kind, cache) for name in caches)]
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
         """See :class:`runtime_server.models.operators.Operators`."""

@@ -51,9 +51,8 @@ class NumpyCard:
         previous = self._sampled.copy()
         feeds = {name: plan.input(name) for name in plan.shape.sizes()}
         for _ in range(runs):
-            found = self._session.run(
-                {**feeds, **self.caches, "previous_tokens": previous, "attention_bounds": plan.bounds.array()}
-            )
+            feeds |= {**self.caches, "previous_tokens": previous, "attention_bounds": plan.bounds.array()}
+            found = dict(zip(self._session.outputs, self._session.run(None, feeds), strict=True))
         self._sampled[: plan.shape.rows] = found["sampled"]
         self._logits = found["logits"]
         rows = plan.rows

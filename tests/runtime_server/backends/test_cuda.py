@@ -157,7 +157,7 @@ def test_whole_numbers_of_four_bits(tmp_path: Path) -> None:
     config = shape()
     tokens = prompt(40)
     with loaded(config, tmp_path, quantization="int4") as (backend, card):
-        used = {node.op_type for node, _ in card.nodes}
+        used = {node.op_type for node in card.nodes}
         logits = backend.launch([Chunk([0], 0, tokens, True)]).output().logits([0])
     assert "MatMulNBits" in used
     compare(logits[0], last_logits(config, tokens, Rounded(RandomWeights(config), int4=True)))

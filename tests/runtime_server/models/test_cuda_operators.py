@@ -66,7 +66,7 @@ def _check(node: onnx.NodeProto, used: set[str], schema: Any, known: dict[str, i
 
 def _types_of_a_run(folder: Path, model: onnx.ModelProto) -> dict[str, int]:
     session = NumpySession(folder / graph.MODEL_FILE)
-    session.outputs = [name for node in model.graph.node for name in node.output if name]
+    names = [name for node in model.graph.node for name in node.output if name]
     feeds: dict[str, np.ndarray[Any, Any]] = {}
     for value in model.graph.input:
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
@@ -74,7 +74,8 @@ def _types_of_a_run(folder: Path, model: onnx.ModelProto) -> dict[str, int]:
         feeds[value.name] = np.zeros(sizes, kind)
     feeds["row_starts"] = np.array([0, 1], np.int32)
     feeds["attention_bounds"] = np.array([1, 1, 0], np.int32)
-    return {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in session.run(feeds).items()}
+    values = zip(names, session.run(names, feeds), strict=True)
+    return {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in values}
 
 
 WEIGHTS = {
