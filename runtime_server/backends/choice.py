@@ -17,6 +17,7 @@ from runtime_server.backends.cuda_state import cuda_state
 from runtime_server.backends.devices import CudaState, Device, DeviceError, card_for, choose
 from runtime_server.engine.kv_plan import FREE_MEMORY_SHARE, KvPlan, KvPlanError, plan_kv
 from runtime_server.engine.scheduler import IDLE_CHUNKS
+from runtime_server.models.cuda_format import block_tokens
 from runtime_server.models.footprint import Footprint, footprint, usable_bytes
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.quantizations import DEFAULT_CUDA_QUANTIZATION, DEFAULT_QUANTIZATION
@@ -99,7 +100,8 @@ def load_backend(placement: Placement, manifest: Manifest, folder: Path, setting
                 blocks=blocks,
                 longest=placement.plan.max_request_tokens,
                 max_batch=batch,
-                step_tokens=IDLE_CHUNKS * settings.prefill_chunk,
+                # A piece of a prompt fills one block at least.
+                step_tokens=IDLE_CHUNKS * max(settings.prefill_chunk, block_tokens(manifest.config.head_dim)),
             )
         except MemoryError as error:
             raise _not_given("the card", error) from error

@@ -65,7 +65,7 @@ def test_the_backend_of_a_card_gets_the_plan_for_its_memory(
             made.update(arguments, folder=folder, config=config)
 
     monkeypatch.setattr("runtime_server.backends.choice.CudaBackend", CudaBackend)
-    stored, wishes = replace(manifest, quantization="bf16"), settings(tmp_path, device="cuda:1")
+    stored, wishes = replace(manifest, quantization="bf16"), settings(tmp_path, device="cuda:1", prefill_chunk=64)
     placement = place(stored, wishes)
     load_backend(placement, stored, tmp_path, wishes)
     assert made == {
@@ -75,7 +75,7 @@ def test_the_backend_of_a_card_gets_the_plan_for_its_memory(
         "blocks": placement.plan.blocks,
         "longest": placement.plan.max_request_tokens,
         "max_batch": 2,
-        "step_tokens": 4 * wishes.prefill_chunk,
+        "step_tokens": 4 * 256,
     }
 
 
