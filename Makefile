@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers serving relay cancellation soak clean
+.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers bench-gpu serving relay cancellation soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -27,6 +27,7 @@ help: ## Show this list
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
 	@echo "make bench   measure Mantler and its peers, one after the other; ARGS=--quick to see whether everything works"
 	@echo "make bench-peers  build llama-server and install OpenVINO GenAI for make bench, from the package index"
+	@echo "make bench-gpu   measure decoding on a card; ARGS='--device cpu --shape tiny --context 64' to see whether it works"
 	@echo "make serving measure a running facade, or any OpenAI-compatible server; ARGS='--key mk_live_... --url http://...'"
 	@echo "make cancellation   measure how long a runtime goes on with a request whose client has left"
 	@echo "make relay   measure what a token costs between the engine and the client, without a model"
@@ -70,6 +71,10 @@ bench: $(VENV)/.installed-cpu $(VENV)/.installed-bench
 
 bench-peers: $(VENV)/.created
 	@exec $(BIN)/python -m bench.get_peers $(ARGS)
+
+bench-gpu: $(VENV)/.created
+	@$(BIN)/python -c 'import mantler, onnxruntime' 2>/dev/null || $(MAKE) $(VENV)/.installed-gpu
+	@exec $(BIN)/python -m bench.gpu $(ARGS)
 
 serving: $(VENV)/.installed-cpu
 	@exec $(BIN)/python -m bench.serving $(ARGS)
