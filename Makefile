@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers bench-gpu serving relay cancellation soak clean
+.PHONY: help up test check lint types layers proto dist docs ghz load bench bench-peers serving relay cancellation soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -64,6 +64,11 @@ dist: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.gen_docs
 
+.PHONY: bench-gpu
+bench-gpu: # the packages for cards and for processors write the same files
+	@$(MAKE) --no-print-directory VENV=.venv-gpu .venv-gpu/.installed-gpu
+	@exec .venv-gpu/bin/python -m bench.gpu $(ARGS)
+
 ghz: $(GHZ)
 
 bench: $(VENV)/.installed-cpu $(VENV)/.installed-bench
@@ -71,10 +76,6 @@ bench: $(VENV)/.installed-cpu $(VENV)/.installed-bench
 
 bench-peers: $(VENV)/.created
 	@exec $(BIN)/python -m bench.get_peers $(ARGS)
-
-bench-gpu: $(VENV)/.created
-	@$(BIN)/python -c 'import mantler, onnxruntime' 2>/dev/null || $(MAKE) $(VENV)/.installed-gpu
-	@exec $(BIN)/python -m bench.gpu $(ARGS)
 
 serving: $(VENV)/.installed-cpu
 	@exec $(BIN)/python -m bench.serving $(ARGS)
