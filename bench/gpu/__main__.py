@@ -39,7 +39,7 @@ from runtime_server.models.errors import PullError
 from runtime_server.models.footprint import QUANTIZATIONS
 from runtime_server.models.hf_source import open_folder
 
-TIMEOUT_S = 480
+TIMEOUT_S = 300
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(stderr=True, highlight=False)
+    given.home.mkdir(parents=True, exist_ok=True)
     formats = QUANTIZATIONS["cpu" if given.device == "cpu" else "cuda"]
     if unknown := set(given.formats or ()) - set(formats):
         parser.error(f"--formats: {', '.join(sorted(unknown))}: must be among {', '.join(formats)} on {given.device}")

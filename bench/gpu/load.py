@@ -54,7 +54,7 @@ class Load:
     @property
     def longest(self) -> int:
         """Tokens of a stream in the end, at most."""
-        decoding = self.context + 1 + self.new_tokens if "decode" in self.kinds else 0
+        decoding = self.context + 1 + max(self.new_tokens, WARM_TOKENS) if "decode" in self.kinds else 0
         mixing = max(self.context + 1 + self.patience, self.long_tokens + LONG_NEW_TOKENS)
         return max(decoding, mixing if "mixed" in self.kinds else 0)
 

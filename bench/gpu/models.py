@@ -12,6 +12,7 @@ from bench.gpu.random_model import write
 from bench.gpu.shapes import SHAPES
 from bench.peers import this_mantler
 from bench.weights import PULL_TIMEOUT_S, environment
+from runtime_server.models.names import ModelName, derive
 
 
 def random_folder(shape: str, home: Path, console: Console) -> Path:
@@ -30,7 +31,7 @@ def converted(folder: Path, quantization: str, home: Path) -> str:
 
     Raises ``CalledProcessError`` and ``TimeoutExpired``, after the pull has said on standard error what is wrong.
     """
-    model_id = f"{folder.name.lower()}:{quantization}"
+    model_id = str(ModelName(derive(folder.name).name, quantization))
     command = [*this_mantler(), "pull", str(folder), "--as", model_id, "--quantization", quantization]
     subprocess.run(command, env=environment(home), check=True, timeout=PULL_TIMEOUT_S, stdout=subprocess.DEVNULL)
     return model_id

@@ -9,7 +9,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -17,12 +18,15 @@ import pytest
 
 from bench.gpu import random_model
 from bench.gpu.continuous import ContinuousBatching
+from bench.gpu.engine import HostWork, LoadedModel
 from bench.gpu.figures import UnmeasuredError
+from bench.gpu.limit import Traffic
 from bench.gpu.load import Load
 from bench.gpu.process import listen
 from bench.gpu.random_model import drawn, sharded, write
 from bench.gpu.shapes import SHAPES, tensors
 from bench.process import StartError
+from mantler.messages import EngineProfile, StepProfile
 from runtime_server.models.hf_source import open_folder
 from runtime_server.models.pull import pull
 
@@ -44,6 +48,7 @@ def run(*flags: str, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.e2e
 def test_a_whole_run(tmp_path: Path) -> None:
     done = run(*FLAGS, "--parts", "decode,mixed", "--json", str(tmp_path / "figures.json"), home=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -67,6 +72,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert (again.returncode, "converting" in again.stderr) == (0, False)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
@@ -82,6 +88,45 @@ def test_bad_flags(flags: list[str], why: str, tmp_path: Path) -> None:
     done = run(*flags, home=tmp_path)
     assert done.returncode == 2
     assert why in done.stderr
+
+
+@pytest.mark.e2e
+def test_what_fails_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
+    flags = ["--device", "cpu", "--model", str(tmp_path), "--formats", "int8", "--torch-python", "/nowhere/python"]
+    assert "config.json is missing" in run(*flags, home=tmp_path / "home").stderr
+    write(tmp_path / "model", {**SHAPES["tiny"], "max_position_embeddings": 1536}, lambda done, total: None)
+    flags[3] = str(tmp_path / "model")
+    done = run(*flags, "--parts=decode,peer", "--batches=1", "--context=32", "--new-tokens=8", home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert "| Mantler, int8 | 1 |" in done.stdout
+    assert "- transformers: /nowhere/python cannot be run" in done.stdout
+
+
+class Exposed:
+    """A backend that tells for how long its device waited."""
+
+    blocks, block_tokens = 10, 16
+    exposed_ns = 3_000_000
+
+
+class Profiled:
+    """An engine that ran six steps, of 2 ms on the device and 1 ms beside it."""
+
+    def profile(self) -> EngineProfile:
+        return EngineProfile((StepProfile(1, False, 6, 0, 6, 0.001, run_s=0.012, sample_s=0.003, publish_s=0.002),))
+
+
+def test_host_work_is_what_the_backend_tells_or_all_that_is_not_its_own() -> None:
+    before, config = HostWork(0, 0.0), SimpleNamespace(config=SimpleNamespace(vocab_size=1))
+
+    def model(backend: object) -> LoadedModel:
+        return LoadedModel(cast(Any, config), cast(Any, backend), cast(Any, Profiled()), Traffic(1, 1))
+
+    assert model(Exposed()).host_work().per_step_ms(before) == pytest.approx(0.5)
+    assert model(object()).host_work().per_step_ms(before) == pytest.approx(1)
+    # Two blocks of a stream are left for its growth.
+    assert model(Exposed()).holds(2, 48)
+    assert not model(Exposed()).holds(2, 49)
 
 
 def test_random_weights_keep_their_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
