@@ -1,13 +1,14 @@
 """Mantler's engine without a server: a stored model on a device.
 
-It is asked with token ids; times are taken where tokens leave the engine's thread.
+It is asked with token ids; times are taken on the engine's thread, as tokens are drawn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -23,7 +24,7 @@ from runtime_server.deployed import start_engine
 from runtime_server.engine.engine import Engine
 from runtime_server.engine.logprobs import Ranking
 from runtime_server.engine.scheduler import GROWTH_BLOCKS
-from runtime_server.engine.sequence import Sequence as Tokens
+from runtime_server.engine.sequence import Sequence
 from runtime_server.models.errors import PullError
 from runtime_server.models.manifest import Manifest
 from runtime_server.models.store import ModelStore
@@ -39,28 +40,50 @@ class TellsExposure(Protocol):
     """Since the model was loaded."""
 
 
-class Answer:
-    """A :class:`~runtime_server.engine.engine.Sink` that writes down when its tokens come."""
+class TimedTokens(Sequence):
+    """A sequence that writes down when it gets its tokens.
 
-    def __init__(self, prompt: Sequence[int], new_tokens: int, label: str) -> None:
-        self.sequence = Tokens(prompt, GREEDY, seed=0, max_tokens=new_tokens)
-        self.stream = Stream(time.perf_counter(), label)
+    It gets them on the engine's thread, as they are drawn. The event loop may hear of several at once.
+    """
+
+    def __init__(self, prompt: Items[int], new_tokens: int) -> None:
+        super().__init__(prompt, GREEDY, seed=0, max_tokens=new_tokens)
+        self.times: list[float] = []
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """See :meth:`runtime_server.engine.sequence.Sequence.append`."""
+        self.times.append(time.perf_counter())
+        return super().append(token_id)
+
+
+class Answer:
+    """A :class:`~runtime_server.engine.engine.Sink` that knows when its sequence has begun and when it is done."""
+
+    def __init__(self, prompt: Items[int], new_tokens: int, label: str) -> None:
+        self.sequence = TimedTokens(prompt, new_tokens)
         self.first = asyncio.Event()
         self.done = asyncio.Event()
+        self._label = label
+        self._error = ""
+        self._started = time.perf_counter()
+
+    @property
+    def stream(self) -> Stream:
+        """What came so far."""
+        return Stream(self._started, self._label, list(self.sequence.times), error=self._error)
 
     def admitted(self) -> None:
         """Nothing is told of it."""
 
     def token(self, token_id: int, finish: FinishReason | None, ranking: Ranking | None) -> None:
         """See :class:`~runtime_server.engine.engine.Sink`."""
-        self.stream.pieces.append(time.perf_counter())
         self.first.set()
         if finish is not None:
             self.done.set()
 
     def failed(self, error: MantlerError) -> None:
         """See :class:`~runtime_server.engine.engine.Sink`."""
-        self.stream.error = str(error)
+        self._error = str(error)
         self.first.set()
         self.done.set()
 
@@ -86,7 +109,7 @@ class LoadedModel:
         self._backend = backend
         self._engine = engine
 
-    def ask(self, prompts: Sequence[Sequence[int]], new_tokens: int, label: str = "") -> list[Answer]:
+    def ask(self, prompts: Items[Items[int]], new_tokens: int, label: str = "") -> list[Answer]:
         """Asks for exactly ``new_tokens`` greedy tokens after each prompt, all in the same step.
 
         Raises ``MantlerError`` where the queue is full or the engine has stopped.
@@ -95,14 +118,14 @@ class LoadedModel:
         self._engine.submit([(answer.sequence, answer) for answer in answers])
         return answers
 
-    async def answered(self, prompts: Sequence[Sequence[int]], new_tokens: int, label: str = "") -> list[Stream]:
+    async def answered(self, prompts: Items[Items[int]], new_tokens: int, label: str = "") -> list[Stream]:
         """The same, waited for."""
         answers = self.ask(prompts, new_tokens, label)
         for answer in answers:
             await answer.done.wait()
         return [answer.stream for answer in answers]
 
-    async def dismiss(self, answers: Sequence[Answer]) -> None:
+    async def dismiss(self, answers: Items[Answer]) -> None:
         """Takes back what was asked, and waits until nothing runs."""
         for answer in answers:
             self._engine.cancel(answer.sequence)

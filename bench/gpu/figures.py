@@ -13,8 +13,6 @@ from bench.workloads import Mixed, arrival_window
 LONG = Mixed.long_label
 MIN_STEPS = 4
 """Fewer steps in which everybody decodes are no measurement."""
-STEPS_IN_A_ROW = 8
-"""Of so many the mean is taken before the median: where the reader of tokens is late, several come at once."""
 
 
 class UnmeasuredError(Exception):
@@ -30,11 +28,11 @@ class DecodeFigures:
     """Tokens that a stream's step looks at, on average."""
     steps: int
     step_ms: float
-    """The median, of the means of some steps in a row."""
+    """The median."""
     tokens_per_s: float
     """Of all streams."""
     host_ms: float | None = None
-    """Of a step, time in which the device waited for the processor; ``None`` where nobody tells."""
+    """Of a step on average, time in which the device waited for the processor; ``None`` where nobody tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def decode_figures(streams: Sequence[Stream], prompt_tokens: int, host_ms: float
         # The n-th token of a stream, counted from 0, is computed from its prompt and n tokens.
         context=prompt_tokens + fmean(n for pieces in together for n, _ in pieces[1:]),
         steps=steps,
-        step_ms=1000 * quantile([step for pieces in together for step in _steps([at for _, at in pieces])], 0.5),
+        step_ms=1000 * quantile([gap for stream in streams for gap in stream.gaps((begin, end))], 0.5),
         tokens_per_s=sum((len(pieces) - 1) / (pieces[-1][1] - pieces[0][1]) for pieces in together),
         host_ms=host_ms,
     )
@@ -97,12 +95,6 @@ def mixed_figures(streams: Sequence[Stream], long_tokens: int) -> MixedFigures:
         itl_p50_ms=1000 * quantile(gaps, 0.5),
         itl_p99_ms=1000 * quantile(gaps, 0.99),
     )
-
-
-def _steps(times: Sequence[float]) -> list[float]:
-    """How long a step took, around each of them."""
-    row = min(STEPS_IN_A_ROW, len(times) - 1)
-    return [(end - begin) / row for begin, end in zip(times, times[row:], strict=False)]
 
 
 def _check(streams: Sequence[Stream]) -> None:

@@ -14,7 +14,7 @@ DECODE_HEADS = (
     "decoding", "streams", "context", "step", "tokens/s", "read per step", "of the limit", "host per step", "steps",
 )  # fmt: skip
 NOTE = (
-    "Context: tokens that a stream's step looks at. Step: the median, while all streams decode. Host: time of a step "
+    "Context: tokens that a stream's step looks at. Step: the median, while all streams decode. Host: time of a step, on average, "
     "in which the device waits for the processor."
 )
 LIMIT = (

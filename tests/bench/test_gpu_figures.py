@@ -33,12 +33,6 @@ def test_streams_that_decode_together() -> None:
     assert 110 <= found.context <= 111
 
 
-def test_a_late_reader_makes_no_step_shorter() -> None:
-    # Every token is read together with the one after it; once nothing came for a second.
-    times = [0.010 * (n + n % 2) + (1.0 if n > 30 else 0.0) for n in range(61)]
-    assert decode_figures([Stream(0, "", times)], 1).step_ms == pytest.approx(10)
-
-
 def test_only_the_time_in_which_all_decode_counts() -> None:
     early, late = steady(0.0, 0.001, 1000), steady(0.5, 0.020, 11)
     found = decode_figures([early, late], prompt_tokens=0)
