@@ -12,6 +12,8 @@ from runtime_server.models.shapes import weight_shapes
 BF16_BYTES = 2
 _EMBEDDING_BYTES = {"bf16": BF16_BYTES, "int4": BF16_BYTES, "fp32": 4, "int8": 1 + 2 / BLOCK}
 """Of one weight of the embedding, by format."""
+_ROTATION_BYTES = {"bf16": BF16_BYTES, "int4": BF16_BYTES, "fp32": 4, "int8": 4}
+"""Of one number of the table of rotations, which has a row for each position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,14 @@ class Traffic:
 
 
 def stored_traffic(config: DecoderConfig, quantization: str, stored_bytes: int, kv_bytes_per_token: int) -> Traffic:
-    """The traffic of a stored model. A step looks up a few rows of the embedding, and reads it all where it is tied."""
-    unread = 0.0 if config.tied_embeddings else _EMBEDDING_BYTES[quantization] * config.vocab_size * config.hidden
-    return Traffic(stored_bytes - int(unread), kv_bytes_per_token)
+    """The traffic of a stored model, without the tables of which a step looks up a few rows.
+
+    They are that of the rotations and the embedding, unless this is tied: then it is the head, too.
+    """
+    unread = _ROTATION_BYTES[quantization] * config.context_length * 2 * len(config.rope_inv_freq)
+    if not config.tied_embeddings:
+        unread += math.ceil(_EMBEDDING_BYTES[quantization] * config.vocab_size * config.hidden)
+    return Traffic(stored_bytes - unread, kv_bytes_per_token)
 
 
 def bf16_traffic(config: DecoderConfig) -> Traffic:

@@ -14,8 +14,8 @@ DECODE_HEADS = (
     "decoding", "streams", "context", "step", "tokens/s", "read per step", "of the limit", "host per step", "steps",
 )  # fmt: skip
 NOTE = (
-    "Context: tokens that a stream's step looks at. Step: the median, while all streams decode. Host: time of a step, on average, "
-    "in which the device waits for the processor."
+    "Context: tokens that a stream's step looks at. Step: the median, while all streams decode. Host: time of a step, "
+    "on average, in which the device waits for the processor."
 )
 LIMIT = (
     "The limit is the time in which the device could have read the weights once and each stream's keys and values, at "

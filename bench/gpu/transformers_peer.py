@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from bench.stream import Stream
 
 STATIC = "transformers generate"
 CONTINUOUS = "transformers continuous batching"
+ATTENTION = ("flash-attn", "kernels")
+"""Packages that continuous batching is faster with, and takes where they are there."""
 
 
 def main() -> None:
@@ -53,10 +56,18 @@ def loaded(folder: Path, device: str) -> Any:
     import transformers
 
     cuda = torch.version.cuda or "none"
-    say("versions", torch=torch.__version__, torch_cuda=cuda, transformers=transformers.__version__)
+    kernels = {name: _version(name) for name in ATTENTION}
+    say("versions", torch=torch.__version__, torch_cuda=cuda, transformers=transformers.__version__, **kernels)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     model.generation_config.update(do_sample=False, eos_token_id=None, pad_token_id=0)
     return model.to(device).eval()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def static(model: Any, load: Load, batch: int) -> DecodeFigures:

@@ -91,8 +91,9 @@ def test_an_embedding_is_read_where_it_is_the_head_too() -> None:
     assert bf16_traffic(config).weight_bytes == 2 * (every - embedding)
     assert bf16_traffic(tied).weight_bytes == bf16_traffic(config).weight_bytes
     assert bf16_traffic(config).kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
-    assert stored_traffic(config, "bf16", 2 * every, 1) == Traffic(2 * (every - embedding), 1)
-    assert stored_traffic(tied, "int4", 1000, 1) == Traffic(1000, 1)
+    rotations = config.context_length * config.head_dim
+    assert stored_traffic(config, "bf16", 2 * (every + rotations), 1) == Traffic(2 * (every - embedding), 1)
+    assert stored_traffic(tied, "int8", 1000 + 4 * rotations, 1) == Traffic(1000, 1)
 
 
 @pytest.mark.parametrize("shape", PARAMETERS)
