@@ -30,6 +30,7 @@ help: ## Show this list
 	@echo "make load    load-test a running runtime with ghz (needs Go); RUNTIME=$(RUNTIME) MODEL=$(MODEL)"
 	@echo "make bench   measure Mantler and its peers, one after the other; ARGS=--quick to see whether everything works"
 	@echo "make bench-peers  build llama-server and install OpenVINO GenAI for make bench, from the package index"
+	@echo "make bench-gpu   measure decoding on a card; ARGS='--device cpu --shape tiny --context 64' to see whether it works"
 	@echo "make serving measure a running facade, or any OpenAI-compatible server; ARGS='--key mk_live_... --url http://...'"
 	@echo "make cancellation   measure how long a runtime goes on with a request whose client has left"
 	@echo "make relay   measure what a token costs between the engine and the client, without a model"
@@ -68,6 +69,11 @@ dist: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.gen_docs
+
+.PHONY: bench-gpu
+bench-gpu: # the packages for cards and for processors write the same files
+	@$(MAKE) --no-print-directory VENV=.venv-gpu .venv-gpu/.installed-gpu
+	@exec .venv-gpu/bin/python -m bench.gpu $(ARGS)
 
 ghz: $(GHZ)
 

@@ -25,6 +25,7 @@ from mantler.messages import (
     TokenPrompt,
     context_exceeded,
 )
+from runtime_server.backends.base import Backend
 from runtime_server.backends.choice import load_backend, place
 from runtime_server.chat.dialect import Reasoning
 from runtime_server.constraints.compiler import Compiler
@@ -271,20 +272,11 @@ async def deploy(
         await renderer.close()
         loaded.close()
         raise fault
-    scheduler = Scheduler(
-        BlockPool(loaded.blocks, loaded.block_tokens),
-        max_batch=settings.max_batch,
-        max_queue=settings.max_queue,
-        # A piece of a prompt fills one block of the device at least.
-        prefill_chunk=max(settings.prefill_chunk, loaded.block_tokens),
-    )
-    engine = Engine(loaded, scheduler, name=manifest.id, loop=asyncio.get_running_loop())
-    engine.start()
     return DeployedModel(
         manifest=manifest,
         tokenizer=tokenizer,
         renderer=renderer,
-        engine=engine,
+        engine=start_engine(loaded, settings, name=manifest.id),
         deployment=Deployment(
             max_request_tokens=placement.plan.max_request_tokens,
             slots=settings.max_batch,
@@ -296,3 +288,17 @@ async def deploy(
         ),
         fingerprint=manifest.fingerprint,
     )
+
+
+def start_engine(backend: Backend, settings: RuntimeSettings, *, name: str) -> Engine:
+    """An engine that runs on ``backend``, closes it in the end, and calls its sinks on the running event loop."""
+    scheduler = Scheduler(
+        BlockPool(backend.blocks, backend.block_tokens),
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        # A piece of a prompt fills one block of the device at least.
+        prefill_chunk=max(settings.prefill_chunk, backend.block_tokens),
+    )
+    engine = Engine(backend, scheduler, name=name, loop=asyncio.get_running_loop())
+    engine.start()
+    return engine
