@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test test-gpu check lint types layers proto dist docs ghz load bench bench-peers serving relay cancellation soak clean
+.PHONY: help up test test-gpu check lint types layers proto dist docs ghz load bench bench-peers bench-gpu run-bench-gpu serving relay cancellation soak clean
 
 help: ## Show this list
 	@echo "make up      serve the default model; ARGS='--http 0.0.0.0:8080' passes flags"
@@ -70,10 +70,11 @@ dist: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tools.gen_docs
 
-.PHONY: bench-gpu
-bench-gpu: # the packages for cards and for processors write the same files
-	@$(MAKE) --no-print-directory VENV=.venv-gpu .venv-gpu/.installed-gpu
-	@exec .venv-gpu/bin/python -m bench.gpu $(ARGS)
+bench-gpu:
+	@$(MAKE) --no-print-directory DEVICE=gpu run-bench-gpu
+
+run-bench-gpu: $(VENV)/.installed-$(DEVICE)
+	@exec $(BIN)/python -m bench.gpu $(ARGS)
 
 ghz: $(GHZ)
 
