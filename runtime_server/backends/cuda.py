@@ -85,7 +85,9 @@ class CudaBackend:
         except BaseException:
             self._thread.shutdown()
             raise
-        self._try(folder)
+        self._longest = longest
+        self._try(folder, self._largest_prompts(step_tokens, max_batch))
+        self._try(folder, [Chunk([block], 0, [0], True) for block in range(min(blocks, max_batch))])
 
     def launch(self, chunks: Sequence[Chunk]) -> _Flight:
         """See :meth:`runtime_server.backends.base.Backend.launch`."""
@@ -111,10 +113,24 @@ class CudaBackend:
             raise RuntimeError("the logits of a step are gone once another was launched")
         return self._thread.submit(self._card.logits, rows).result()
 
-    def _try(self, folder: Path) -> None:
-        """Runs one token: a damaged model is an error now, not at somebody's first request."""
+    def _largest_prompts(self, tokens: int, sequences: int) -> list[Chunk]:
+        """As many tokens as a step can have, or the cache can take, in as few sequences as hold them."""
+        chunks: list[Chunk] = []
+        block = 0
+        while tokens and block < self.blocks and len(chunks) < sequences:
+            count = min(tokens, self._longest, (self.blocks - block) * self.block_tokens)
+            needed = -(-count // self.block_tokens)
+            chunks.append(Chunk(range(block, block + needed), 0, [0] * count, True))
+            tokens, block = tokens - count, block + needed
+        return chunks
+
+    def _try(self, folder: Path, chunks: Sequence[Chunk]) -> None:
+        """Runs a step that is as large as any: what is damaged or does not fit is an error now, not at a request.
+
+        The memory between operators grows with the largest step so far, in pieces. Taken at once it is least.
+        """
         try:
-            logits = self.launch([Chunk([0], 0, [0], True)]).output().logits([0])
+            logits = self.launch(chunks).output().logits(range(len(chunks)))
         except (*UNREADABLE, RuntimeError) as error:
             self.close()
             raise _fault(folder, error) from error

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtime_server.backends.base import Candidates, Floats
-from runtime_server.backends.cuda_plan import Bounds, Capture, StepPlan
+from runtime_server.backends.cuda_plan import StepPlan
 from runtime_server.backends.cuda_runtime import CudaRuntime
 from runtime_server.models.cuda_format import block_tokens, top_count
 from runtime_server.models.decoder import DecoderConfig
@@ -163,7 +163,8 @@ class CudaCard:
                 self._bind_input(binding, name, _BF16, self._cache_shape, address)
             self._bind_input(binding, "previous_tokens", np.int32, (self._places,), self._previous)
             if plan.capture is not None:
-                logger.info("capturing %s", _described(plan.capture))
+                rows, bounds = plan.shape.rows, plan.bounds
+                logger.info("capturing %d rows of %d to %d tokens", rows, bounds.least, bounds.longest)
                 self._bind_step(binding, plan, number)
         if plan.capture is None:
             self._bind_step(binding, plan, number)
@@ -189,7 +190,6 @@ class _Outputs:
 
     def __init__(self, config: DecoderConfig, rows: int) -> None:
         self._top = top_count(config)
-        self._rows = rows
         self.sampled_bytes = 4 * rows
         sizes = {"sampled": 4 * rows, "top_ids": 8 * rows * self._top, "top_values": 4 * rows * self._top}
         sizes["logsumexp"] = 4 * rows
@@ -222,8 +222,3 @@ def _options(number: int) -> ort.RunOptions:
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number) if number else _NO_GRAPH)
     return options
-
-
-def _described(capture: Capture) -> str:
-    bounds: Bounds = capture.bounds
-    return f"{capture.shape.rows} rows of {bounds.least} to {bounds.longest} tokens"

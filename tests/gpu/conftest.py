@@ -14,7 +14,7 @@ from runtime_server.backends.cuda_card import CudaCard
 from runtime_server.backends.cuda_state import cuda_state
 from runtime_server.models.decoder import DecoderConfig
 
-BLOCKS, BATCH, STEP_TOKENS = 64, 20, 4096
+BLOCKS, BATCH = 64, 20
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +46,12 @@ class Runner:
 
 @contextmanager
 def running(
-    folder: Path, config: DecoderConfig, *, captures: bool = True, make_card: MakeCard = CudaCard
+    folder: Path,
+    config: DecoderConfig,
+    *,
+    captures: bool = True,
+    step_tokens: int = 4096,
+    make_card: MakeCard = CudaCard,
 ) -> Iterator[Runner]:
     """A model on the first card."""
     backend = CudaBackend(
@@ -56,7 +61,7 @@ def running(
         blocks=BLOCKS,
         longest=min(config.context_length, 4096),
         max_batch=BATCH,
-        step_tokens=STEP_TOKENS,
+        step_tokens=step_tokens,
         captures=captures,
         make_card=make_card,
     )

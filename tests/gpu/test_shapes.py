@@ -18,6 +18,7 @@ from tests.gpu.conftest import Runner, divergence, running
 from tests.reference_decoder import RandomWeights
 from tests.tiny_models import tiny_config
 
+STEP_TOKENS = 600
 SHAPES: dict[str, dict[str, Any]] = {
     "heads of 64": {"head_dim": 64, "heads": 6, "kv_heads": 2},
     "heads of 128": {"head_dim": 128, "heads": 8, "kv_heads": 2},
@@ -68,7 +69,10 @@ def steps(config: DecoderConfig) -> list[list[Chunk]]:
 def test_a_card_computes_what_numpy_does(name: str, captures: bool, quantization: str, tmp_path: Path) -> None:
     config = shape(SHAPES[name])
     graph.build(config, RandomWeights(config), tmp_path, quantization=quantization)
-    with running(tmp_path, config, captures=captures) as card, running(tmp_path, config, make_card=NumpyCard) as numpy:
+    with (
+        running(tmp_path, config, captures=captures, step_tokens=STEP_TOKENS) as card,
+        running(tmp_path, config, step_tokens=STEP_TOKENS, make_card=NumpyCard) as numpy,
+    ):
         for number, chunks in enumerate(steps(config)):
             wanted = any(chunk.wants_logits for chunk in chunks)
             actual, expected = (run(chunks) if wanted else _run(run, chunks) for run in (card, numpy))

@@ -26,7 +26,7 @@ from tests.reference_decoder import RandomWeights
 from tests.runtime_server.engine.running import collect, generation, running_engine, tokens_of
 from tests.tiny_models import tiny_config
 
-BLOCKS, BATCH = 16, 4
+BLOCKS, BATCH, STEP_TOKENS = 16, 4, 600
 SHORT = 256
 """Tokens of a block: heads are small here."""
 KINDS: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ class Rounded:
 
 @contextmanager
 def loaded(
-    config: DecoderConfig, folder: Path, *, quantization: str = "bf16", captures: bool = True
+    config: DecoderConfig, folder: Path, *, quantization: str = "bf16", captures: bool = True, longest: int = 2048
 ) -> Iterator[tuple[CudaBackend, NumpyCard]]:
     graph.build(config, RandomWeights(config), folder, quantization=quantization)
     cards: list[NumpyCard] = []
@@ -84,9 +84,9 @@ def loaded(
         config,
         device_id=0,
         blocks=BLOCKS,
-        longest=2048,
+        longest=longest,
         max_batch=BATCH,
-        step_tokens=2048,
+        step_tokens=STEP_TOKENS,
         captures=captures,
         make_card=make,
     )
@@ -226,6 +226,17 @@ class Kept:
 
     def close(self) -> None:
         pass
+
+
+def test_the_largest_steps_are_tried_at_load(tmp_path: Path) -> None:
+    """Memory that they need is there, then, or the model is not loaded."""
+    with loaded(shape(), tmp_path) as (_, card):
+        prompts, decodes = card.plans
+        assert prompts.shape.tokens == STEP_TOKENS
+        assert decodes.shape.rows == BATCH
+    config = replace(shape(), context_length=SHORT)
+    with loaded(config, tmp_path, longest=SHORT) as (_, card):
+        assert np.diff(card.plans[0].input("row_starts")).tolist() == [256, 256, 88]
 
 
 def test_logits_are_gone_after_the_next_launch(tmp_path: Path) -> None:
