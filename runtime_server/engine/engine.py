@@ -62,7 +62,7 @@ class _Launched:
     """Those that get a token, in the order of the output's rows."""
     schedule_ns: int
     run_ns: int
-    """When its schedule and its run began."""
+    """When its schedule began, and when it was launched."""
 
 
 class Engine:
@@ -92,6 +92,8 @@ class Engine:
         self._masks = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix=f"masks {name}")
         self._wake = threading.Condition()
         self._counters = StepCounters()
+        self._output_ns = 0
+        """When the step before had its output."""
         self._sinks: dict[int, Sink] = {}
         self._stopping = False
         self._failed = False
@@ -228,8 +230,14 @@ class Engine:
         self._step_started_s = None
         with self._wake:
             self._publish(self._scheduler.commit(step, tokens, ranked))
-            times_ns = (launched.schedule_ns, launched.run_ns, sample_ns, publish_ns, perf_counter_ns())
+            times_ns = (*self._began_ns(launched), sample_ns, publish_ns, perf_counter_ns())
             self._counters.add(len(step.chunks), step.prompt_tokens, len(tokens), times_ns)
+            self._output_ns = sample_ns
+
+    def _began_ns(self, launched: _Launched) -> tuple[int, int]:
+        """When a step's schedule and run began. The device ran the step before it until that had its output."""
+        run_ns = max(launched.run_ns, self._output_ns)
+        return run_ns - (launched.run_ns - launched.schedule_ns), run_ns
 
     def _begin_masks(self, sequences: Items[Sequence]) -> None:
         """Has the masks of a step's rows made beside its run.
