@@ -296,7 +296,7 @@ def _event(message: generation_pb2.GenerateResponse) -> m.Event:
     try:
         return wire.event_from_proto(message)
     except (ValueError, KeyError) as error:
-        _log.exception("a generation stream holds an event of a kind that this version does not know")
+        _log.error("a generation stream holds an event of a kind that this version does not know: %r", error)
         raise internal() from error
 
 

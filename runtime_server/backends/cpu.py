@@ -23,7 +23,7 @@ from runtime_server.backends.base import BlockingBackend, Chunk
 from runtime_server.backends.faults import UNREADABLE, damaged, unreadable
 from runtime_server.models.cpu_format import BLOCK_TOKENS
 from runtime_server.models.decoder import DecoderConfig
-from runtime_server.models.graph import MODEL_FILE
+from runtime_server.models.manifest import MODEL_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from runtime_server.backends.cuda_runtime import OUT_OF_MEMORY, CudaError
 from runtime_server.backends.faults import UNREADABLE, damaged, unreadable
 from runtime_server.models.cuda_format import block_tokens, kv_bytes_per_token
 from runtime_server.models.decoder import DecoderConfig
-from runtime_server.models.graph import MODEL_FILE
+from runtime_server.models.manifest import MODEL_FILE
 
 FetchLogits = Callable[[int, list[int]], Floats]
 """Of a launch, the logits of some rows."""

@@ -22,7 +22,7 @@ from runtime_server.backends.cuda_plan import StepPlan
 from runtime_server.backends.cuda_runtime import CudaRuntime
 from runtime_server.models.cuda_format import block_tokens, top_count
 from runtime_server.models.decoder import DecoderConfig
-from runtime_server.models.graph import MODEL_FILE
+from runtime_server.models.manifest import MODEL_FILE
 
 logger = logging.getLogger(__name__)
 

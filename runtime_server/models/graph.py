@@ -18,13 +18,13 @@ from onnx import helper
 from runtime_server.models.cpu_operators import CpuOperators
 from runtime_server.models.cuda_operators import CudaOperators
 from runtime_server.models.decoder import DecoderConfig, Weights
+from runtime_server.models.manifest import MODEL_FILE
 from runtime_server.models.nodes import CONTRIB, NATIVE, Nodes
 from runtime_server.models.operators import Operators
 from runtime_server.models.quantizations import CPU, DEFAULT_QUANTIZATION, QUANTIZATIONS
 from runtime_server.models.shapes import parameter_count
 from runtime_server.models.tensor_file import TensorFile
 
-MODEL_FILE = "model.onnx"
 OPSET = 21
 IR_VERSION = 10
 

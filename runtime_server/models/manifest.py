@@ -19,6 +19,7 @@ from runtime_server.models.errors import PullError
 from runtime_server.models.shapes import check_config
 
 MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
 WEIGHTS_SUFFIX = ".bin"
 FORMAT_VERSION = 4
 """Counts changes after which a stored model must be converted again."""

@@ -14,7 +14,7 @@ from runtime_server.backends.cuda_plan import StepPlan, check
 from runtime_server.models import cuda_operators
 from runtime_server.models.cuda_format import block_tokens
 from runtime_server.models.decoder import DecoderConfig
-from runtime_server.models.graph import MODEL_FILE
+from runtime_server.models.manifest import MODEL_FILE
 from tests.cuda_reference.executor import NumpySession
 
 

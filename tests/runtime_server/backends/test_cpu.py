@@ -17,6 +17,7 @@ from runtime_server.models.cpu_format import kv_bytes_per_token
 from runtime_server.models.decoder import DecoderConfig
 from runtime_server.models.errors import PullError
 from runtime_server.models.footprint import weight_bytes
+from runtime_server.models.manifest import MODEL_FILE
 from runtime_server.models.pull import PADDED
 from runtime_server.models.quantizations import CPU, QUANTIZATIONS
 from tests import reference_decoder
@@ -175,7 +176,7 @@ def test_the_cache_has_the_size_that_was_planned(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_readable_model_is_an_error_with_a_hint(tmp_path: Path) -> None:
-    (tmp_path / graph.MODEL_FILE).write_bytes(b"no model")
+    (tmp_path / MODEL_FILE).write_bytes(b"no model")
     with pytest.raises(PullError) as caught:
         CpuBackend(tmp_path, LLAMA, blocks=BLOCKS, max_batch=1, threads=2)
     assert "--force" in str(caught.value)
@@ -199,7 +200,7 @@ def test_a_format_takes_the_room_that_is_checked_for(tmp_path: Path) -> None:
 
 def test_weights_that_are_no_numbers_are_refused_at_load(tmp_path: Path) -> None:
     graph.build(LLAMA, RandomWeights(LLAMA), tmp_path, quantization="fp32")
-    weights = (tmp_path / graph.MODEL_FILE).with_suffix(".bin")
+    weights = (tmp_path / MODEL_FILE).with_suffix(".bin")
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     with pytest.raises(PullError, match="damaged"):
         CpuBackend(tmp_path, LLAMA, blocks=BLOCKS, max_batch=1, threads=2)

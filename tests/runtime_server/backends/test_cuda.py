@@ -20,6 +20,7 @@ from runtime_server.models import cuda_operators, graph, rope
 from runtime_server.models.cuda_operators import four_bits
 from runtime_server.models.decoder import DecoderConfig, Weights
 from runtime_server.models.errors import PullError
+from runtime_server.models.manifest import MODEL_FILE
 from tests import reference_decoder
 from tests.cuda_reference.card import NumpyCard
 from tests.reference_decoder import RandomWeights
@@ -252,7 +253,7 @@ def test_logits_are_gone_after_the_next_launch(tmp_path: Path) -> None:
 def test_a_damaged_model_is_refused_at_load(tmp_path: Path) -> None:
     config = shape()
     graph.build(config, RandomWeights(config), tmp_path, quantization="bf16")
-    weights = (tmp_path / graph.MODEL_FILE).with_suffix(".bin")
+    weights = (tmp_path / MODEL_FILE).with_suffix(".bin")
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     with pytest.raises(PullError, match="damaged"):
         CudaBackend(

@@ -15,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from runtime_server.models import graph
 from runtime_server.models.cuda_format import GROUP, block_tokens, quantizable
 from runtime_server.models.cuda_operators import BF16, four_bits
+from runtime_server.models.manifest import MODEL_FILE
 from tests.cuda_reference.executor import NumpySession
 from tests.reference_decoder import RandomWeights
 from tests.tiny_models import tiny_config
@@ -28,7 +29,7 @@ def test_every_node_is_as_its_schema_says(architecture: str, quantization: str, 
     """Inputs, outputs and attributes, and the types of all values, which a run of the graph in numpy shows."""
     config = replace(tiny_config(architecture, tied=architecture == "llama"), sliding_window=20)
     graph.build(config, RandomWeights(config), tmp_path, quantization=quantization)
-    model = onnx.load(tmp_path / graph.MODEL_FILE)
+    model = onnx.load(tmp_path / MODEL_FILE)
     known = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     known |= {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     known |= _types_of_a_run(tmp_path, model)
@@ -65,7 +66,7 @@ def _check(node: onnx.NodeProto, used: set[str], schema: Any, known: dict[str, i
 
 
 def _types_of_a_run(folder: Path, model: onnx.ModelProto) -> dict[str, int]:
-    session = NumpySession(folder / graph.MODEL_FILE)
+    session = NumpySession(folder / MODEL_FILE)
     names = [name for node in model.graph.node for name in node.output if name]
     feeds: dict[str, np.ndarray[Any, Any]] = {}
     for value in model.graph.input:
